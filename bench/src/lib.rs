@@ -1,0 +1,1 @@
+//! Benchmarks of ringpair beside the machine's limits and its alternatives.

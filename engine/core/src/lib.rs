@@ -1,0 +1,1 @@
+//! The decisions of a ringpair member, without clock, disk, socket or thread.

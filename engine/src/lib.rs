@@ -1,0 +1,1 @@
+//! The ringpair sidecar: keeps a backup host identical to an active one and takes over from it.

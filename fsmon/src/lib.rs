@@ -1,0 +1,1 @@
+//! Watching, scanning and describing mirrored directories.

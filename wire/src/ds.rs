@@ -1,0 +1,250 @@
+//! The values of the directory-services tree: paths, attribute values, objects and changes (interface §4).
+
+use std::{collections::BTreeMap, fmt, sync::Arc};
+
+use crate::id::Version;
+
+/// The greatest number of components of a path.
+pub const MAX_DEPTH: usize = 64;
+/// The greatest length of one path component, class name or attribute name, in bytes.
+pub const MAX_NAME_BYTES: usize = 255;
+/// The greatest length of one value, in bytes.
+pub const MAX_VALUE_BYTES: usize = 64 << 20;
+/// Values longer than this travel as content: stored once under their digest, beside the record.
+pub const CONTENT_FROM_BYTES: usize = 64 << 10;
+
+/// Why a text is not a path.
+#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
+pub enum PathError {
+    /// Neither `/A/B` nor `${A}\B`.
+    #[error("path {0:?} starts with neither '/' nor '${{'. Try: /CONFIG/Users/alice")]
+    Form(String),
+    /// A component is empty, too long, `.` or `..`, or holds a control character.
+    #[error(
+        "path component {0:?} is empty, longer than {MAX_NAME_BYTES} bytes, '.', '..' or holds a control character"
+    )]
+    Component(String),
+    /// More than [`MAX_DEPTH`] components.
+    #[error("path has {0} components, more than {MAX_DEPTH}")]
+    Depth(usize),
+}
+
+/// The path of an object: one or more components (none: the root, which is no object).
+///
+/// Keeps the case it was created with; compares, orders and hashes regardless of case (REP-125) by its [`key`].
+///
+/// [`key`]: DsPath::key
+#[derive(Clone)]
+pub struct DsPath {
+    /// As given, components joined by `/`, with a leading `/`; the root is `/`.
+    text: Arc<str>,
+    /// Folded components, each followed by `\0`: a subtree is one contiguous range of keys.
+    key: Arc<str>,
+}
+
+impl DsPath {
+    /// The root of the tree.
+    #[must_use]
+    pub fn root() -> Self {
+        Self { text: "/".into(), key: "".into() }
+    }
+
+    /// Reads `/CONFIG/Users/alice` or `${CONFIG}\Users\alice`.
+    ///
+    /// # Errors
+    /// [`PathError`] names the part that is wrong.
+    pub fn parse(text: &str) -> Result<Self, PathError> {
+        if let Some(rest) = text.strip_prefix("${") {
+            let Some((first, rest)) = rest.split_once('}') else { return Err(PathError::Form(text.into())) };
+            let rest = match rest.strip_prefix('\\') {
+                Some(rest) => Some(rest),
+                None if rest.is_empty() => None,
+                None => return Err(PathError::Form(text.into())),
+            };
+            return Self::from_components(std::iter::once(first).chain(rest.into_iter().flat_map(|r| r.split('\\'))));
+        }
+        match text.strip_prefix('/') {
+            None => Err(PathError::Form(text.into())),
+            Some("") => Ok(Self::root()),
+            Some(rest) => Self::from_components(rest.split('/')),
+        }
+    }
+
+    /// Builds a path from its components.
+    ///
+    /// # Errors
+    /// [`PathError`] names the component that is wrong.
+    pub fn from_components<'a>(components: impl IntoIterator<Item = &'a str>) -> Result<Self, PathError> {
+        let (mut text, mut key, mut depth) = (String::new(), String::new(), 0);
+        for component in components {
+            let bad = component.is_empty()
+                || component.len() > MAX_NAME_BYTES
+                || matches!(component, "." | "..")
+                || component.chars().any(|c| c.is_control() || c == '/');
+            if bad {
+                return Err(PathError::Component(component.into()));
+            }
+            text.push('/');
+            text.push_str(component);
+            key.extend(component.chars().flat_map(char::to_lowercase));
+            key.push('\0');
+            depth += 1;
+        }
+        match depth {
+            0 => Ok(Self::root()),
+            1..=MAX_DEPTH => Ok(Self { text: text.into(), key: key.into() }),
+            _ => Err(PathError::Depth(depth)),
+        }
+    }
+
+    /// The folded form that orders and finds objects: every path below this one has it as a prefix.
+    #[must_use]
+    pub fn key(&self) -> &str {
+        &self.key
+    }
+
+    /// `/CONFIG/Users/alice`.
+    #[must_use]
+    pub fn as_str(&self) -> &str {
+        &self.text
+    }
+
+    /// Whether this is the root.
+    #[must_use]
+    pub fn is_root(&self) -> bool {
+        self.key.is_empty()
+    }
+
+    /// The components, in the case they were created with.
+    pub fn components(&self) -> impl Iterator<Item = &str> {
+        self.text.split('/').filter(|component| !component.is_empty())
+    }
+
+    /// The path one component up; `None` for the root.
+    #[must_use]
+    pub fn parent(&self) -> Option<Self> {
+        if self.is_root() {
+            return None;
+        }
+        let text = &self.text[..self.text.rfind('/')?];
+        let key = &self.key[..self.key.len() - 1];
+        let key = key.rfind('\0').map_or("", |at| &key[..=at]);
+        Some(if text.is_empty() { Self::root() } else { Self { text: text.into(), key: key.into() } })
+    }
+
+    /// Whether `self` is `ancestor` or lies below it.
+    #[must_use]
+    pub fn starts_with(&self, ancestor: &Self) -> bool {
+        self.key.starts_with(&*ancestor.key)
+    }
+}
+
+impl fmt::Display for DsPath {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(&self.text)
+    }
+}
+
+impl fmt::Debug for DsPath {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        fmt::Debug::fmt(&*self.text, f)
+    }
+}
+
+impl PartialEq for DsPath {
+    fn eq(&self, other: &Self) -> bool {
+        self.key == other.key
+    }
+}
+impl Eq for DsPath {}
+impl PartialOrd for DsPath {
+    fn partial_cmp(&self, other: &Self) -> Option<std::cmp::Ordering> {
+        Some(self.cmp(other))
+    }
+}
+impl Ord for DsPath {
+    fn cmp(&self, other: &Self) -> std::cmp::Ordering {
+        self.key.cmp(&other.key)
+    }
+}
+impl std::hash::Hash for DsPath {
+    fn hash<H: std::hash::Hasher>(&self, state: &mut H) {
+        self.key.hash(state);
+    }
+}
+
+/// The blake3 digest that a content is stored and found under.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub struct ContentId(pub [u8; 32]);
+
+impl fmt::Display for ContentId {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        self.0.iter().try_for_each(|byte| write!(f, "{byte:02x}"))
+    }
+}
+
+/// One value of an attribute.
+#[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub enum Value {
+    /// UTF-8 text.
+    Text(Arc<str>),
+    /// Bytes that are not text.
+    Bytes(Arc<[u8]>),
+    /// A value longer than [`CONTENT_FROM_BYTES`]: a reference to content stored under its digest.
+    Content {
+        /// Where the content is found.
+        id: ContentId,
+        /// Its length in bytes.
+        len: u64,
+        /// Whether the content is UTF-8 text.
+        text: bool,
+    },
+}
+
+/// The attributes of an object: names keep their case and are found regardless of it, as paths are; each has at
+/// least one value. Keyed by the folded name.
+pub type Attributes = BTreeMap<Arc<str>, Attribute>;
+
+/// A name and its values, in the order they were given.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Attribute {
+    /// The name in the case it was created with.
+    pub name: Arc<str>,
+    /// At least one value; no value twice.
+    pub values: Vec<Value>,
+}
+
+/// An object of the tree.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Object {
+    /// Where it lives.
+    pub path: DsPath,
+    /// Its class; empty when none was ever given (parents that came into being by themselves).
+    pub class: Arc<str>,
+    /// Its attributes.
+    pub attributes: Attributes,
+    /// The version of its newest change.
+    pub version: Version,
+}
+
+/// One change of the tree, in its *resolved* form: single-value additions and removals have become whole value
+/// lists on the active, so that applying a change twice leaves what applying it once leaves (REP-006).
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Change {
+    /// Creates or changes the object at `path`; missing parents come into being with an empty class.
+    Put {
+        /// Where.
+        path: DsPath,
+        /// The new class; `None` keeps it (empty for a new object).
+        class: Option<Arc<str>>,
+        /// Whether attributes that are not named here are removed.
+        replace: bool,
+        /// Attributes to set, or with an empty list to remove.
+        attributes: Vec<Attribute>,
+    },
+    /// Removes the object at `path` and everything below it.
+    Remove {
+        /// Where.
+        path: DsPath,
+    },
+}

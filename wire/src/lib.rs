@@ -1,0 +1,8 @@
+//! Frames, records, messages and names that two ringpair members exchange.
+//!
+//! Pure: bytes in, checked values out, and back. No IO, no clock, no thread, no unsafe. Everything that comes from
+//! outside is bounded before it is believed; layouts and numbered rules stand in `SPEC.md`.
+#![forbid(unsafe_code)]
+
+pub mod ds;
+pub mod id;
