@@ -1,1 +1,4 @@
 //! The simulator and the tests of real ringpair processes.
+#![forbid(unsafe_code)]
+
+pub mod pair;
