@@ -1,1 +1,2 @@
 //! The ringpair sidecar: keeps a backup host identical to an active one and takes over from it.
+pub mod keys;
