@@ -4,5 +4,8 @@
 //! outside is bounded before it is believed; layouts and numbered rules stand in `SPEC.md`.
 #![forbid(unsafe_code)]
 
+pub mod checksum;
+pub mod codec;
+pub mod compress;
 pub mod ds;
 pub mod id;
