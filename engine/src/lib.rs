@@ -1,2 +1,4 @@
 //! The ringpair sidecar: keeps a backup host identical to an active one and takes over from it.
 pub mod keys;
+
+pub mod ring;
