@@ -1,5 +1,6 @@
 //! The ringpair sidecar: keeps a backup host identical to an active one and takes over from it.
 pub mod config;
 pub mod keys;
+pub mod mirror;
 
 pub mod ring;

@@ -9,3 +9,4 @@ pub mod codec;
 pub mod compress;
 pub mod ds;
 pub mod id;
+pub mod mirror;

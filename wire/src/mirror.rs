@@ -55,9 +55,8 @@ impl MirrorPath {
         if bytes.len() > MAX_PATH_BYTES {
             return Err(PathProblem::Length(bytes.len()));
         }
-        let sound = |name: &[u8]| {
-            !matches!(name, b"" | b"." | b"..") && name.len() <= MAX_NAME_BYTES && !name.contains(&0)
-        };
+        let sound =
+            |name: &[u8]| !matches!(name, b"" | b"." | b"..") && name.len() <= MAX_NAME_BYTES && !name.contains(&0);
         if bytes.is_empty() || bytes.split(|&b| b == b'/').all(sound) {
             Ok(Self(bytes.into()))
         } else {
@@ -521,11 +520,7 @@ impl Codec for Meta {
         let (uid, gid) = (id(r, "uid")?, id(r, "gid")?);
         let (size, mtime_s, mtime_ns) = (r.varint("size")?, r.i64("mtime")?, r.u32("mtime nanoseconds")?);
         if mtime_ns >= 1_000_000_000 {
-            return Err(DecodeError::TooLong {
-                what: "mtime nanoseconds",
-                got: mtime_ns.into(),
-                max: 999_999_999,
-            });
+            return Err(DecodeError::TooLong { what: "mtime nanoseconds", got: mtime_ns.into(), max: 999_999_999 });
         }
         Ok(Self { kind, mode, uid, gid, size, mtime_s, mtime_ns, rdev: r.varint("device number")? })
     }
@@ -643,10 +638,7 @@ impl Codec for Change {
 
     fn decode(r: &mut Reader<'_>) -> Result<Self, DecodeError> {
         Ok(match r.u8(Self::NAME)? {
-            0 => Self::File {
-                meta: Codec::decode(r)?,
-                content: r.blob("file content", MAX_DATA_BYTES)?.to_vec(),
-            },
+            0 => Self::File { meta: Codec::decode(r)?, content: r.blob("file content", MAX_DATA_BYTES)?.to_vec() },
             1 => Self::Mkdir(Codec::decode(r)?),
             2 => Self::Meta(Codec::decode(r)?),
             3 => Self::Symlink { meta: Codec::decode(r)?, target: r.blob("target", MAX_TARGET_BYTES)?.to_vec() },
@@ -793,11 +785,7 @@ impl Codec for MirrorMessage {
                 },
                 devices: r.bool("devices")?,
             },
-            1 => Self::RootsReady {
-                session: r.u64("session")?,
-                instance: r.u64("instance")?,
-                problems: read_list(r)?,
-            },
+            1 => Self::RootsReady { session: r.u64("session")?, instance: r.u64("instance")?, problems: read_list(r)? },
             2 => Self::Announce {
                 epoch: r.epoch("epoch")?,
                 first_generation: r.varint("generation")?,
@@ -838,11 +826,7 @@ impl Codec for MirrorMessage {
                 deep: r.bool("deep")?,
                 credit: r.u32("credit")?,
             },
-            11 => Self::ManifestPart {
-                request: r.varint("request")?,
-                entries: read_list(r)?,
-                problems: read_list(r)?,
-            },
+            11 => Self::ManifestPart { request: r.varint("request")?, entries: read_list(r)?, problems: read_list(r)? },
             12 => Self::ManifestEnd { request: r.varint("request")? },
             13 => Self::Barrier { epoch: r.epoch("epoch")?, id: r.varint("barrier")? },
             14 => Self::BarrierDone { id: r.varint("barrier")? },
