@@ -1,4 +1,5 @@
 //! The ringpair sidecar: keeps a backup host identical to an active one and takes over from it.
+pub mod api;
 pub mod config;
 pub mod keys;
 pub mod mirror;

@@ -1,0 +1,372 @@
+//! The status document (interface §5) and the cell through which the loop publishes it.
+//!
+//! Always holds: a reader gets one consistent document, as the loop last published it, and never waits for the loop.
+//! Times are milliseconds unless the name says otherwise.
+
+use std::{
+    collections::BTreeMap,
+    sync::{Arc, Mutex, PoisonError},
+};
+
+use serde::{Deserialize, Serialize};
+
+/// A member's role.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum Role {
+    /// It serves.
+    Active,
+    /// It follows.
+    Backup,
+    /// Neither (yet).
+    #[default]
+    None,
+}
+
+impl Role {
+    /// The name used in every document.
+    #[must_use]
+    pub const fn name(self) -> &'static str {
+        match self {
+            Self::Active => "active",
+            Self::Backup => "backup",
+            Self::None => "none",
+        }
+    }
+}
+
+/// A member's state (state-machine.md §2).
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum State {
+    /// Looking for its peer.
+    #[default]
+    Init,
+    /// Active.
+    Primary,
+    /// Backup of the same release.
+    Backup,
+    /// Backup without its active.
+    Reconnecting,
+    /// Backup of a newer release than the active's.
+    UpgradeHigher,
+    /// Backup of an older release than the active's.
+    UpgradeLower,
+    /// Not taking part: it would have to be told to.
+    Inactive,
+    /// On its way out.
+    Stopping,
+    /// Unable to take part.
+    Error,
+}
+
+/// The mode of the pair (SM-020).
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum PairMode {
+    /// Same release, automatic switching.
+    Auto,
+    /// Same release, no automatic switching.
+    Manual,
+    /// The backup's release is newer.
+    UpgradeHigher,
+    /// The backup's release is older.
+    UpgradeLower,
+    /// There is no pair at the moment.
+    #[default]
+    None,
+}
+
+/// Automatic switching on or off.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum Mode {
+    /// Monitors may switch.
+    #[default]
+    Auto,
+    /// Only people switch.
+    Manual,
+}
+
+/// The document of interface §5.
+#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
+#[serde(default)]
+pub struct Status {
+    /// The pair's name.
+    pub pair: String,
+    /// `A` or `B`.
+    pub member: String,
+    /// The member's host name.
+    pub name: String,
+    /// Its role.
+    pub role: Role,
+    /// The pair's mode.
+    pub pair_mode: PairMode,
+    /// Its state.
+    pub state: State,
+    /// Whether monitors may switch.
+    pub mode: Mode,
+    /// The highest epoch it takes part in.
+    pub epoch: u64,
+    /// Its release.
+    pub release: String,
+    /// What it knows of its peer.
+    pub peer: PeerStatus,
+    /// The two connections.
+    pub connections: Connections,
+    /// The configuration tree. On a backup: its own state (interface §8).
+    pub ds: DsStatus,
+    /// Mirrored directories. On a backup: its own state.
+    pub mirror: MirrorStatus,
+    /// The monitored module; `None` where none is configured.
+    pub module: Option<ModuleStatus>,
+    /// What an administrator should know.
+    pub warnings: Vec<Warning>,
+    /// What would be lost or is unsafe if one switched now; empty when safe.
+    pub switch_blockers: Vec<Blocker>,
+    /// Whether the active works without a caught-up backup.
+    pub alone: bool,
+    /// Whether the state is whole: `false` while a resynchronization is unfinished.
+    pub complete: bool,
+    /// What is in the divergence archive.
+    pub divergence: DivergenceSummary,
+    /// How IO is done.
+    pub io: IoStatus,
+    /// How faults are detected.
+    pub detection: DetectionStatus,
+    /// The last switchover this member knows of.
+    pub last_switch: Option<LastSwitch>,
+    /// `mutual-tls` or `off`.
+    pub security: String,
+    /// Counters since the worker's start, by name without prefix and `_total`: shown as metrics.
+    pub counters: BTreeMap<String, u64>,
+}
+
+/// What a member knows of its peer.
+#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
+#[serde(default)]
+pub struct PeerStatus {
+    /// Its host name.
+    pub name: String,
+    /// Where it is reached: the configured main address.
+    pub address: String,
+    /// Its role, as it last said.
+    pub role: Role,
+    /// Its state, as it last said.
+    pub state: State,
+    /// Its release, as it last said.
+    pub release: String,
+    /// Whether it is heard now.
+    pub reachable: bool,
+}
+
+/// The two connections.
+#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
+#[serde(default)]
+pub struct Connections {
+    /// Main.
+    pub main: ConnectionStatus,
+    /// Auxiliary.
+    pub aux: ConnectionStatus,
+}
+
+/// One connection.
+#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
+#[serde(default)]
+pub struct ConnectionStatus {
+    /// TLS, hello and a fresh heartbeat.
+    pub up: bool,
+    /// Round trip of heartbeats in microseconds; `None` before the first.
+    pub rtt_us: Option<u64>,
+    /// The ping lane's mark, read back from the socket.
+    pub dscp: Option<u8>,
+    /// The marks of all lanes there, read back.
+    pub lanes: BTreeMap<String, u8>,
+}
+
+/// The configuration tree.
+#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
+#[serde(default)]
+pub struct DsStatus {
+    /// The newest sequence number applied.
+    pub seq: u64,
+    /// The newest that is synced on the peer.
+    pub peer_durable_seq: u64,
+    /// Records on the way: not yet durable on the peer (active), not yet applied (backup).
+    pub lag_records: u64,
+    /// The age of the oldest of them.
+    pub lag_ms: u64,
+    /// The digest of the tree, in hexadecimal; filled in by the API when asked for.
+    pub digest: String,
+    /// Number of objects; filled in with the digest.
+    pub objects: u64,
+}
+
+/// The state of mirrored directories.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum MirrorState {
+    /// Nothing is mirrored.
+    #[default]
+    Off,
+    /// The first synchronization runs.
+    Initial,
+    /// Everything announced is applied.
+    Current,
+    /// Files are on the way.
+    Behind,
+    /// Something is wrong: `last_error` says what.
+    Failed,
+}
+
+/// Mirrored directories.
+#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
+#[serde(default)]
+pub struct MirrorStatus {
+    /// The state.
+    pub state: MirrorState,
+    /// Files on the way.
+    pub pending_files: u64,
+    /// Their bytes, as far as known.
+    pub pending_bytes: u64,
+    /// Files mirrored.
+    pub files: u64,
+    /// Their bytes.
+    pub bytes: u64,
+    /// The last error, naming the path; `None` when there is none.
+    pub last_error: Option<String>,
+}
+
+/// The monitored module.
+#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
+#[serde(default)]
+pub struct ModuleStatus {
+    /// Its name.
+    pub name: String,
+    /// Whether it answers.
+    pub up: bool,
+    /// Its process, where known.
+    pub pid: Option<u32>,
+    /// How often its process has changed.
+    pub restarts: u64,
+}
+
+/// Something an administrator should know.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Warning {
+    /// A stable word, such as `may-be-split`.
+    pub code: String,
+    /// What it means here, and what to try.
+    pub text: String,
+}
+
+/// One reason not to switch now (interface §8).
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Blocker {
+    /// What it is about.
+    pub kind: BlockerKind,
+    /// The path, as DS paths or the parameters are written; empty where there is none.
+    #[serde(default)]
+    pub path: String,
+    /// What would be lost or is unsafe.
+    pub reason: String,
+}
+
+/// What a [`Blocker`] is about.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum BlockerKind {
+    /// A change of the tree.
+    Ds,
+    /// A mirrored file.
+    File,
+    /// A handler.
+    Handler,
+    /// The pair itself.
+    State,
+}
+
+/// What is in the divergence archive.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(default)]
+pub struct DivergenceSummary {
+    /// Archived records.
+    pub records: u64,
+    /// Archived files.
+    pub files: u64,
+    /// Bytes that the archive takes.
+    pub bytes: u64,
+    /// The epoch in which they were accepted; 0 when there are none.
+    pub epoch: u64,
+}
+
+/// How IO is done.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(default)]
+pub struct IoStatus {
+    /// `io_uring` or `plain`.
+    pub driver: String,
+    /// What of it is in use.
+    pub features: Vec<String>,
+    /// Why this driver.
+    pub why: String,
+}
+
+/// How faults are detected.
+#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
+#[serde(default)]
+pub struct DetectionStatus {
+    /// `fast`, `classic` or `wan`.
+    pub profile: String,
+    /// L; 0 where there is no lease.
+    pub lease_ms: u64,
+    /// What is left of it; 0 when it lapsed or none runs.
+    pub lease_left_ms: u64,
+    /// Whether the right to promote is out (active) or held (backup).
+    pub right_out: bool,
+}
+
+/// A switchover.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(default)]
+pub struct LastSwitch {
+    /// When, RFC 3339.
+    pub at: String,
+    /// Who was active.
+    pub from: String,
+    /// Who became active.
+    pub to: String,
+    /// Why, in the words of OPS-057.
+    pub reason: String,
+    /// Whether it was asked for.
+    pub controlled: bool,
+    /// From the first evidence to the decision.
+    pub detect_ms: u64,
+    /// From the decision to `/active` 200.
+    pub promote_ms: u64,
+}
+
+/// Where the loop publishes the status and everybody reads it. Cloning shares the cell.
+#[derive(Clone, Debug, Default)]
+pub struct StatusCell(Arc<Mutex<Arc<Status>>>);
+
+impl StatusCell {
+    /// A cell that holds `status`.
+    #[must_use]
+    pub fn new(status: Status) -> Self {
+        Self(Arc::new(Mutex::new(Arc::new(status))))
+    }
+
+    /// Publishes `status`. The lock is held for the exchange of a pointer only.
+    pub fn publish(&self, status: Status) {
+        let new = Arc::new(status);
+        let old = std::mem::replace(&mut *self.0.lock().unwrap_or_else(PoisonError::into_inner), new);
+        drop(old);
+    }
+
+    /// The document last published.
+    #[must_use]
+    pub fn read(&self) -> Arc<Status> {
+        self.0.lock().unwrap_or_else(PoisonError::into_inner).clone()
+    }
+}
