@@ -103,6 +103,12 @@ impl DsPath {
         &self.key
     }
 
+    /// The same as [`key`](Self::key), sharing this path's memory: what maps of many paths are keyed by.
+    #[must_use]
+    pub fn shared_key(&self) -> Arc<str> {
+        Arc::clone(&self.key)
+    }
+
     /// `/CONFIG/Users/alice`.
     #[must_use]
     pub fn as_str(&self) -> &str {
@@ -171,6 +177,15 @@ impl std::hash::Hash for DsPath {
     fn hash<H: std::hash::Hasher>(&self, state: &mut H) {
         self.key.hash(state);
     }
+}
+
+/// The folded form of an attribute name, by which it is found regardless of case, as paths are (REP-125).
+#[must_use]
+pub fn fold(name: &str) -> Arc<str> {
+    if name.bytes().all(|b| b.is_ascii() && !b.is_ascii_uppercase()) {
+        return name.into();
+    }
+    name.chars().flat_map(char::to_lowercase).collect::<String>().into()
 }
 
 /// The blake3 digest that a content is stored and found under.

@@ -1,0 +1,350 @@
+//! From what a user asks to what becomes history: operations are checked and resolved against the tree.
+//!
+//! Always: the changes that come out are idempotent (single-value additions and removals have become whole lists, REP-006)
+//! and applying all of them, in order, to the tree they were resolved against succeeds. A transaction resolves whole or
+//! not at all, every bad operation named by its number. Never: IO, or a decision about roles — a backup refuses elsewhere.
+
+use std::{collections::BTreeMap, sync::Arc};
+
+use ringpair_wire::{
+    ds::{Attribute, Attributes, CONTENT_FROM_BYTES, Change, DsPath, MAX_NAME_BYTES, PathError, Value, fold},
+    id::Version,
+};
+
+use crate::ds::tree::TreeSnapshot;
+
+/// The greatest sum of the names and inline values of one object, in bytes: what one record must be able to carry.
+pub const MAX_OBJECT_BYTES: usize = 1 << 20;
+/// The greatest size of one transaction as it comes in, in bytes (interface §2).
+pub const MAX_TRANSACTION_BYTES: usize = 256 << 20;
+/// How many bad operations of a transaction are reported one by one.
+pub const MAX_REPORTED: usize = 100;
+
+/// What is to happen to one attribute.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum ValueEdit {
+    /// These values in place of whatever there was.
+    Set(Vec<Value>),
+    /// These values as well; those that are there already stay as they are.
+    Add(Vec<Value>),
+    /// Without these values; the attribute goes with its last one.
+    Remove(Vec<Value>),
+    /// Without the attribute.
+    Unset,
+}
+
+/// One operation a user asks for.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Operation {
+    /// Creates or changes an object.
+    Put {
+        /// Where.
+        path: DsPath,
+        /// Its class; `None` keeps the present one.
+        class: Option<String>,
+        /// Whether attributes that are not named are removed.
+        replace: bool,
+        /// The attributes by name, each once.
+        attributes: Vec<(String, ValueEdit)>,
+    },
+    /// Removes an object.
+    Remove {
+        /// Where.
+        path: DsPath,
+        /// Whether what lies below goes with it.
+        recursive: bool,
+        /// Whether an object that is not there counts as removed.
+        missing_ok: bool,
+    },
+}
+
+impl Operation {
+    /// The object concerned.
+    #[must_use]
+    pub const fn path(&self) -> &DsPath {
+        match self {
+            Self::Put { path, .. } | Self::Remove { path, .. } => path,
+        }
+    }
+}
+
+/// Why an operation is refused. Each names what is wrong and what to try.
+#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
+pub enum EditError {
+    /// Not a path.
+    #[error(transparent)]
+    Path(#[from] PathError),
+    /// The root is no object.
+    #[error("path / is the root, which is no object. Try: a path with at least one component, such as /CONFIG")]
+    Root,
+    /// There is no such object.
+    #[error("no object at {0}. Try: ringpair ds ls {1}")]
+    NotFound(DsPath, DsPath),
+    /// Something lies below.
+    #[error("{0} has children, such as {1}. Try: --recursive (recursive in the API) to remove them with it")]
+    HasChildren(DsPath, DsPath),
+    /// A name is empty, too long, or holds a character that it must not.
+    #[error(
+        "{what} {name:?} is empty, longer than {MAX_NAME_BYTES} bytes, or holds a control character{}",
+        if *.what == "class" { "" } else { " or '='. Try: a name such as Extension" }
+    )]
+    Name {
+        /// `class` or `attribute name`.
+        what: &'static str,
+        /// As given.
+        name: String,
+    },
+    /// An attribute is named twice in one operation.
+    #[error("attribute {0:?} is named twice. Try: one entry with all its values (names do not differ by case)")]
+    Twice(String),
+    /// A value list is empty or holds a value twice.
+    #[error("attribute {name:?}: {problem}. Try: {hint}")]
+    Values {
+        /// The attribute.
+        name: String,
+        /// What is wrong.
+        problem: String,
+        /// What to try.
+        hint: &'static str,
+    },
+    /// The object would hold more than a record can carry.
+    #[error(
+        "{path} would hold {bytes} bytes of names and inline values, more than {MAX_OBJECT_BYTES}. \
+         Try: fewer values, or values longer than {CONTENT_FROM_BYTES} bytes, which are stored beside the object"
+    )]
+    TooLarge {
+        /// The object.
+        path: DsPath,
+        /// What it would hold.
+        bytes: usize,
+    },
+    /// A line is not a JSON object of the form expected, or a part of it is of the wrong type.
+    #[error("{0}")]
+    Json(String),
+    /// A value, a line or a transaction is longer than permitted.
+    #[error("{what} has {bytes} bytes, more than {limit}. Try: {hint}")]
+    TooLong {
+        /// What is too long.
+        what: String,
+        /// Its length in bytes.
+        bytes: u64,
+        /// The limit in bytes.
+        limit: u64,
+        /// What to try.
+        hint: &'static str,
+    },
+    /// A value could not be stored.
+    #[error("storing a value of {bytes} bytes failed: {message}. Try: making room in the storage directory")]
+    Store {
+        /// The value's length.
+        bytes: usize,
+        /// What the system said.
+        message: String,
+    },
+}
+
+/// A bad operation of a transaction, by its number (line), counted from 1.
+#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
+#[error("line {line}: {error}")]
+pub struct LineError {
+    /// The number of the line or operation, from 1.
+    pub line: u64,
+    /// What is wrong with it.
+    pub error: EditError,
+}
+
+/// Why a transaction is refused: every bad line, up to [`MAX_REPORTED`] of them. Nothing of it takes effect.
+#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
+#[error("{count} bad line(s), nothing was changed: {}", list(.errors, *.count))]
+pub struct TransactionError {
+    /// The first [`MAX_REPORTED`] errors, by line.
+    pub errors: Vec<LineError>,
+    /// How many there are in all.
+    pub count: u64,
+}
+
+impl TransactionError {
+    /// Notes one more bad line, in any order.
+    pub fn push(&mut self, line: u64, error: EditError) {
+        self.count += 1;
+        if self.errors.len() < MAX_REPORTED {
+            self.errors.push(LineError { line, error });
+        }
+    }
+
+    /// No error yet.
+    #[must_use]
+    pub const fn none() -> Self {
+        Self { errors: Vec::new(), count: 0 }
+    }
+
+    /// Itself as a result: bad when anything was noted.
+    ///
+    /// # Errors
+    /// Itself, its lines in order.
+    pub fn check(mut self) -> Result<(), Self> {
+        self.errors.sort_by_key(|error| error.line);
+        if self.count == 0 { Ok(()) } else { Err(self) }
+    }
+}
+
+fn list(errors: &[LineError], count: u64) -> String {
+    let mut text = errors.iter().map(ToString::to_string).collect::<Vec<_>>().join("; ");
+    if count > errors.len() as u64 {
+        text.push_str(&format!("; and {} more", count - errors.len() as u64));
+    }
+    text
+}
+
+/// Resolves one operation against the tree as it is. `None`: nothing to do (a removal of what is not there, where
+/// that is permitted).
+///
+/// # Errors
+/// [`EditError`]; the tree has not changed.
+pub fn resolve(tree: &TreeSnapshot, operation: &Operation) -> Result<Option<Change>, EditError> {
+    match operation {
+        Operation::Put { path, .. } if path.is_root() => Err(EditError::Root),
+        Operation::Put { path, class, replace, attributes } => {
+            put(tree, path, class.as_deref(), *replace, attributes).map(Some)
+        }
+        Operation::Remove { path, recursive, missing_ok } => {
+            if path.is_root() && !recursive {
+                return Err(EditError::Root);
+            }
+            if !path.is_root() && tree.get(path).is_none() {
+                let near = path.parent().unwrap_or_else(DsPath::root);
+                return if *missing_ok { Ok(None) } else { Err(EditError::NotFound(path.clone(), near)) };
+            }
+            if !recursive && let Some(child) = tree.children(path).next() {
+                return Err(EditError::HasChildren(path.clone(), child.path.clone()));
+            }
+            Ok(Some(Change::Remove { path: path.clone() }))
+        }
+    }
+}
+
+/// Resolves a transaction: each operation sees what those before it did. Takes constant memory for one operation and
+/// a copy of what changes for more.
+///
+/// # Errors
+/// [`TransactionError`] with every bad operation; `lines` gives their numbers. The tree has not changed.
+pub fn resolve_all(tree: &TreeSnapshot, operations: &[(u64, Operation)]) -> Result<Vec<Change>, TransactionError> {
+    let mut errors = TransactionError::none();
+    let mut changes = Vec::with_capacity(operations.len());
+    let mut state = tree.clone();
+    for (line, operation) in operations {
+        match resolve(&state, operation) {
+            Ok(None) => {}
+            Ok(Some(change)) => {
+                if operations.len() > 1 {
+                    state.apply(&change, Version::default());
+                }
+                changes.push(change);
+            }
+            Err(error) => errors.push(*line, error),
+        }
+    }
+    errors.check()?;
+    Ok(changes)
+}
+
+fn put(
+    tree: &TreeSnapshot,
+    path: &DsPath,
+    class: Option<&str>,
+    replace: bool,
+    edits: &[(String, ValueEdit)],
+) -> Result<Change, EditError> {
+    if let Some(class) = class {
+        check_class(class)?;
+    }
+    let existing = tree.get(path);
+    let none = Attributes::new();
+    let present = existing.map_or(&none, |entry| &entry.attributes);
+    let mut resolved = BTreeMap::new();
+    for (name, edit) in edits {
+        check_name(name)?;
+        let key = fold(name);
+        let now = present.get(&key).map_or(&[][..], |attribute| &attribute.values[..]);
+        let attribute = Attribute { name: name.as_str().into(), values: values_after(name, now, edit)? };
+        if resolved.insert(key, attribute).is_some() {
+            return Err(EditError::Twice(name.clone()));
+        }
+    }
+    let kept = present.iter().filter(|(key, _)| !replace && !resolved.contains_key(*key)).map(|(_, kept)| kept);
+    let bytes = kept.chain(resolved.values()).map(attribute_bytes).sum();
+    if bytes > MAX_OBJECT_BYTES {
+        return Err(EditError::TooLarge { path: path.clone(), bytes });
+    }
+    Ok(Change::Put { path: path.clone(), class: class.map(Arc::from), replace, attributes: resolved.into_values().collect() })
+}
+
+/// The values of an attribute after an edit; empty: the attribute goes.
+fn values_after(name: &str, now: &[Value], edit: &ValueEdit) -> Result<Vec<Value>, EditError> {
+    match edit {
+        ValueEdit::Unset => Ok(Vec::new()),
+        ValueEdit::Set(values) => {
+            if values.is_empty() {
+                return Err(EditError::Values {
+                    name: name.into(),
+                    problem: "no value".into(),
+                    hint: "null in place of the list to remove the attribute",
+                });
+            }
+            let mut sorted: Vec<&Value> = values.iter().collect();
+            sorted.sort();
+            if sorted.windows(2).any(|pair| pair[0] == pair[1]) {
+                return Err(EditError::Values {
+                    name: name.into(),
+                    problem: "a value stands twice".into(),
+                    hint: "each value once",
+                });
+            }
+            Ok(values.clone())
+        }
+        ValueEdit::Add(values) => {
+            let mut after = now.to_vec();
+            for value in values {
+                if !after.contains(value) {
+                    after.push(value.clone());
+                }
+            }
+            Ok(after)
+        }
+        ValueEdit::Remove(values) => Ok(now.iter().filter(|value| !values.contains(value)).cloned().collect()),
+    }
+}
+
+/// What an attribute adds to its object's record, in bytes.
+fn attribute_bytes(attribute: &Attribute) -> usize {
+    let values = attribute.values.iter().map(|value| match value {
+        Value::Text(text) => text.len() + 8,
+        Value::Bytes(bytes) => bytes.len() + 8,
+        Value::Content { .. } => 48,
+    });
+    attribute.name.len() + 8 + values.sum::<usize>()
+}
+
+/// Checks a class name.
+///
+/// # Errors
+/// [`EditError::Name`].
+pub fn check_class(class: &str) -> Result<(), EditError> {
+    if class.len() > MAX_NAME_BYTES || class.chars().any(char::is_control) {
+        return Err(EditError::Name { what: "class", name: class.into() });
+    }
+    Ok(())
+}
+
+/// Checks an attribute name. White space inside is significant (`Switchover TS Timeout`); `=` would make the command
+/// line's `ATTR=VALUE` ambiguous.
+///
+/// # Errors
+/// [`EditError::Name`].
+pub fn check_name(name: &str) -> Result<(), EditError> {
+    let bad = name.is_empty() || name.len() > MAX_NAME_BYTES || name.chars().any(|c| c.is_control() || c == '=');
+    if bad {
+        return Err(EditError::Name { what: "attribute name", name: name.into() });
+    }
+    Ok(())
+}

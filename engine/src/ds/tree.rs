@@ -1,0 +1,424 @@
+//! The tree: one persistent ordered map from folded path to object, written by one thread, read by all.
+//!
+//! Always: every ancestor of an object is an object; an object's path begins with its parent's path in the parent's own
+//! case; a subtree is one contiguous range of keys. A snapshot costs a reference count, and nodes are copied only while
+//! somebody holds one. Never: a reader that waits for anything but another reader's copying of two words, or a change
+//! that is refused here — validation happened in [`crate::ds::edit`], before the change became history.
+
+use std::{
+    fmt,
+    ops::{Bound, Deref},
+    sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError},
+};
+
+use imbl::{OrdMap, ordmap::DiffItem};
+use ringpair_wire::{
+    ds::{Attribute, Change, ContentId, DsPath, Object, Value, fold},
+    id::{Position, Version},
+};
+
+use crate::ds::digest::{self, Digest};
+
+/// An object in the tree, with its digest once somebody has asked for it.
+pub struct Entry {
+    object: Object,
+    digest: OnceLock<Digest>,
+}
+
+impl Entry {
+    /// Wraps an object as it stands in the tree.
+    #[must_use]
+    pub const fn new(object: Object) -> Self {
+        Self { object, digest: OnceLock::new() }
+    }
+
+    /// The object.
+    #[must_use]
+    pub const fn object(&self) -> &Object {
+        &self.object
+    }
+
+    /// The digest of path, class and attributes, without the version (interface §8); computed once.
+    pub fn digest(&self) -> &Digest {
+        self.digest.get_or_init(|| digest::of_object(&self.object))
+    }
+
+    /// The contents that the object's values refer to.
+    pub fn contents(&self) -> impl Iterator<Item = (ContentId, u64)> + '_ {
+        self.object.attributes.values().flat_map(|attribute| &attribute.values).filter_map(|value| match value {
+            Value::Content { id, len, .. } => Some((*id, *len)),
+            Value::Text(_) | Value::Bytes(_) => None,
+        })
+    }
+
+    /// The object for changing, its digest forgotten.
+    fn edit(&mut self) -> &mut Object {
+        self.digest.take();
+        &mut self.object
+    }
+}
+
+impl Clone for Entry {
+    fn clone(&self) -> Self {
+        Self { object: self.object.clone(), digest: self.digest.clone() }
+    }
+}
+
+impl Deref for Entry {
+    type Target = Object;
+
+    fn deref(&self) -> &Object {
+        &self.object
+    }
+}
+
+impl PartialEq for Entry {
+    /// Equal to the letter: the path's case counts, and the version.
+    fn eq(&self, other: &Self) -> bool {
+        self.path.as_str() == other.path.as_str() && self.object == other.object
+    }
+}
+impl Eq for Entry {}
+
+impl fmt::Debug for Entry {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        self.object.fmt(f)
+    }
+}
+
+type Map = OrdMap<Arc<str>, Arc<Entry>>;
+
+/// What one change did to the tree.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Applied {
+    /// The object as it is now; `None` after a removal.
+    pub object: Option<Arc<Entry>>,
+    /// Parents that came into being, outermost first.
+    pub parents: Vec<Arc<Entry>>,
+    /// What was removed, in the order of paths; empty where there was nothing.
+    pub removed: Vec<Arc<Entry>>,
+}
+
+/// A difference between two snapshots.
+#[derive(Clone, Copy, Debug)]
+pub enum Difference<'a> {
+    /// Only the newer has it.
+    Added(&'a Arc<Entry>),
+    /// Both have it, differing in class, attributes, version or the case of the path.
+    Changed {
+        /// In the older snapshot.
+        old: &'a Arc<Entry>,
+        /// In the newer snapshot.
+        new: &'a Arc<Entry>,
+    },
+    /// Only the older has it.
+    Removed(&'a Arc<Entry>),
+}
+
+/// The tree as it was at one position. Cloning costs a few reference counts; it never changes.
+#[derive(Clone, Default)]
+pub struct TreeSnapshot {
+    map: Map,
+    position: Position,
+    root_digest: Arc<OnceLock<Digest>>,
+}
+
+impl TreeSnapshot {
+    /// Builds a snapshot from objects in any order; later ones replace earlier ones of the same path.
+    #[must_use]
+    pub fn from_objects(objects: impl IntoIterator<Item = Object>, position: Position) -> Self {
+        let map = objects.into_iter().map(|object| (object.path.shared_key(), Arc::new(Entry::new(object)))).collect();
+        Self { map, position, root_digest: Arc::default() }
+    }
+
+    /// The position in the history that this state belongs to.
+    #[must_use]
+    pub const fn position(&self) -> Position {
+        self.position
+    }
+
+    /// How many objects there are.
+    #[must_use]
+    pub fn len(&self) -> usize {
+        self.map.len()
+    }
+
+    /// Whether there is no object at all.
+    #[must_use]
+    pub fn is_empty(&self) -> bool {
+        self.map.is_empty()
+    }
+
+    /// The object at `path`, whatever the case (REP-125).
+    #[must_use]
+    pub fn get(&self, path: &DsPath) -> Option<&Arc<Entry>> {
+        self.map.get(path.key())
+    }
+
+    /// All objects in the order of their folded paths: parents before children.
+    pub fn iter(&self) -> impl Iterator<Item = &Arc<Entry>> {
+        self.map.values()
+    }
+
+    /// The object at `path`, if there is one, and all below it, parents before children.
+    pub fn subtree<'a>(&'a self, path: &DsPath) -> impl Iterator<Item = &'a Arc<Entry>> + use<'a> {
+        let end = after_subtree(path.key());
+        let end = end.as_deref().map_or(Bound::Unbounded, Bound::Excluded);
+        self.map.range::<_, str>((Bound::Included(path.key()), end)).map(|(_, entry)| entry)
+    }
+
+    /// The first object after the folded path `key` within the subtree of `path`; to walk a subtree piece by piece.
+    #[must_use]
+    pub fn next_after(&self, key: &str, path: &DsPath) -> Option<&Arc<Entry>> {
+        let (next, entry) = self.map.range::<_, str>((Bound::Excluded(key), Bound::Unbounded)).next()?;
+        next.starts_with(path.key()).then_some(entry)
+    }
+
+    /// The direct children of `path`, in the order of their folded names.
+    #[must_use]
+    pub fn children(&self, path: &DsPath) -> Children<'_> {
+        Children { map: &self.map, prefix: path.shared_key(), from: Bound::Excluded(path.key().to_owned()) }
+    }
+
+    /// Whether anything lies below `path`.
+    #[must_use]
+    pub fn has_children(&self, path: &DsPath) -> bool {
+        self.children(path).next().is_some()
+    }
+
+    /// The digest of the subtree at `path` and the number of its objects: equal on both members exactly when the
+    /// subtrees are equal in paths, classes and attributes. The whole tree's is remembered.
+    #[must_use]
+    pub fn digest(&self, path: &DsPath) -> (Digest, u64) {
+        if path.is_root() {
+            let digest = *self.root_digest.get_or_init(|| digest::of_entries(self.iter()).0);
+            return (digest, self.len() as u64);
+        }
+        digest::of_entries(self.subtree(path))
+    }
+
+    /// The differences from `older` to this snapshot, in the order of paths. What the two share costs nothing.
+    pub fn differences<'a>(&'a self, older: &'a Self) -> impl Iterator<Item = Difference<'a>> {
+        older.map.diff(&self.map).map(|item| match item {
+            DiffItem::Add(_, new) => Difference::Added(new),
+            DiffItem::Update { old: (_, old), new: (_, new) } => Difference::Changed { old, new },
+            DiffItem::Remove(_, old) => Difference::Removed(old),
+        })
+    }
+
+    /// Every content that a value refers to, with its length; one that is referred to twice comes twice.
+    pub fn contents(&self) -> impl Iterator<Item = (ContentId, u64)> + '_ {
+        self.iter().flat_map(|entry| entry.contents())
+    }
+
+    /// Puts `entry` in its place as it is, parents unheeded: for staging a whole state, never for a change.
+    pub(crate) fn place(&mut self, entry: Arc<Entry>) {
+        self.touch();
+        self.map.insert(entry.path.shared_key(), entry);
+    }
+
+    /// Takes one object out as it is, children unheeded: for staging a whole state, never for a change.
+    pub(crate) fn displace(&mut self, key: &str) -> Option<Arc<Entry>> {
+        self.touch();
+        self.map.remove(key)
+    }
+
+    /// Says which position the state belongs to.
+    pub(crate) fn set_position(&mut self, position: Position) {
+        self.position = position;
+    }
+
+    /// Applies one resolved change: see [`Tree::apply`].
+    pub(crate) fn apply(&mut self, change: &Change, version: Version) -> Applied {
+        self.touch();
+        match change {
+            Change::Put { path, .. } if path.is_root() => Applied::default(),
+            Change::Put { path, class, replace, attributes } => {
+                let parents =
+                    if self.map.contains_key(path.key()) { Vec::new() } else { self.create(path, version) };
+                let object = self.map.get_mut(path.key()).map(|slot| {
+                    merge(Arc::make_mut(slot).edit(), class.as_ref(), *replace, attributes, version);
+                    Arc::clone(slot)
+                });
+                Applied { object, parents, removed: Vec::new() }
+            }
+            Change::Remove { path } => {
+                let keys: Vec<Arc<str>> = self.subtree(path).map(|entry| entry.path.shared_key()).collect();
+                let removed = keys.iter().filter_map(|key| self.map.remove(key)).collect();
+                Applied { object: None, parents: Vec::new(), removed }
+            }
+        }
+    }
+
+    /// Creates `path` and the parents it lacks, without class or attributes; returns the parents, outermost first.
+    /// The existing part of the path keeps the case it was created with.
+    fn create(&mut self, path: &DsPath, version: Version) -> Vec<Arc<Entry>> {
+        let mut missing = vec![path.clone()];
+        let mut ancestor = path.parent();
+        let mut above = None;
+        while let Some(path) = ancestor.filter(|path| !path.is_root()) {
+            if let Some(entry) = self.map.get(path.key()) {
+                above = Some(entry.path.clone());
+                break;
+            }
+            ancestor = path.parent();
+            missing.push(path);
+        }
+        let mut created: Vec<Arc<Entry>> = missing
+            .into_iter()
+            .rev()
+            .map(|path| {
+                let path = above.as_ref().map_or_else(|| path.clone(), |above| in_case_of(above, &path));
+                let object = Object { path, class: "".into(), attributes: Default::default(), version };
+                let entry = Arc::new(Entry::new(object));
+                self.map.insert(entry.path.shared_key(), Arc::clone(&entry));
+                entry
+            })
+            .collect();
+        created.pop();
+        created
+    }
+
+    /// Forgets what was remembered about the state before a change.
+    fn touch(&mut self) {
+        match Arc::get_mut(&mut self.root_digest) {
+            Some(cell) => drop(cell.take()),
+            None => self.root_digest = Arc::default(),
+        }
+    }
+}
+
+impl fmt::Debug for TreeSnapshot {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("TreeSnapshot")
+            .field("objects", &self.len())
+            .field("position", &self.position)
+            .finish_non_exhaustive()
+    }
+}
+
+/// The direct children of a path: every step jumps over the subtree below the child before it.
+pub struct Children<'a> {
+    map: &'a Map,
+    prefix: Arc<str>,
+    from: Bound<String>,
+}
+
+impl<'a> Iterator for Children<'a> {
+    type Item = &'a Arc<Entry>;
+
+    fn next(&mut self) -> Option<&'a Arc<Entry>> {
+        let from = self.from.as_ref().map(String::as_str);
+        let (key, entry) = self.map.range::<_, str>((from, Bound::Unbounded)).next()?;
+        if !key.starts_with(&*self.prefix) {
+            return None;
+        }
+        self.from = after_subtree(key).map_or(Bound::Unbounded, Bound::Included);
+        Some(entry)
+    }
+}
+
+/// The writer's end of the tree: one, owned by the stream thread.
+#[derive(Debug, Default)]
+pub struct Tree {
+    shared: Arc<Mutex<TreeSnapshot>>,
+}
+
+impl Tree {
+    /// A tree in the given state: empty ([`Default`]), loaded from the store, or staged by a resynchronization.
+    #[must_use]
+    pub fn new(state: TreeSnapshot) -> Self {
+        Self { shared: Arc::new(Mutex::new(state)) }
+    }
+
+    /// A reader's end, for any thread.
+    #[must_use]
+    pub fn handle(&self) -> TreeHandle {
+        TreeHandle { shared: Arc::clone(&self.shared) }
+    }
+
+    /// The state now. Drop it before the next change where it is not needed longer: what is held is copied.
+    #[must_use]
+    pub fn snapshot(&self) -> TreeSnapshot {
+        self.lock().clone()
+    }
+
+    /// Applies one resolved change. Idempotent: the second time leaves what the first left (REP-006). A put creates
+    /// missing parents (empty class) with the change's version; a removal takes the whole subtree; a put of the root,
+    /// which is no object, does nothing.
+    pub fn apply(&mut self, change: &Change, version: Version) -> Applied {
+        self.lock().apply(change, version)
+    }
+
+    /// Says that everything up to `position` has been applied.
+    pub fn advance(&mut self, position: Position) {
+        self.lock().position = position;
+    }
+
+    /// The position applied.
+    #[must_use]
+    pub fn position(&self) -> Position {
+        self.lock().position
+    }
+
+    /// Takes another state in one step (a resynchronization): readers see the old one or the new one. The old one is
+    /// returned; drop it on a thread that has time.
+    pub fn replace(&mut self, state: TreeSnapshot) -> TreeSnapshot {
+        std::mem::replace(&mut *self.lock(), state)
+    }
+
+    fn lock(&self) -> MutexGuard<'_, TreeSnapshot> {
+        self.shared.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+/// A reader's end of the tree: cheap to clone, usable on any thread.
+#[derive(Clone, Debug)]
+pub struct TreeHandle {
+    shared: Arc<Mutex<TreeSnapshot>>,
+}
+
+impl TreeHandle {
+    /// The state now; the lock is held for the copying of a few words only.
+    #[must_use]
+    pub fn snapshot(&self) -> TreeSnapshot {
+        self.shared.lock().unwrap_or_else(PoisonError::into_inner).clone()
+    }
+}
+
+/// The least key that is greater than every key of the subtree of `key`; `None` for the root's. Keys end in `\0`, and
+/// no component holds a control character, so `\x01` in its place lies directly behind the subtree.
+fn after_subtree(key: &str) -> Option<String> {
+    let mut end = key.strip_suffix('\0')?.to_owned();
+    end.push('\x01');
+    Some(end)
+}
+
+/// `path`, whose beginning is `ancestor` regardless of case, with that beginning in the case of `ancestor`.
+fn in_case_of(ancestor: &DsPath, path: &DsPath) -> DsPath {
+    let depth = ancestor.components().count();
+    let components = ancestor.components().chain(path.components().skip(depth));
+    DsPath::from_components(components).unwrap_or_else(|_| path.clone())
+}
+
+/// Carries a put into an object.
+fn merge(object: &mut Object, class: Option<&Arc<str>>, replace: bool, attributes: &[Attribute], version: Version) {
+    if let Some(class) = class {
+        object.class = Arc::clone(class);
+    }
+    if replace {
+        let named: Vec<Arc<str>> = attributes.iter().map(|attribute| fold(&attribute.name)).collect();
+        object.attributes.retain(|key, _| named.contains(key));
+    }
+    for attribute in attributes {
+        let key = fold(&attribute.name);
+        if attribute.values.is_empty() {
+            object.attributes.remove(&key);
+        } else if let Some(existing) = object.attributes.get_mut(&key) {
+            existing.values.clone_from(&attribute.values);
+        } else {
+            object.attributes.insert(key, attribute.clone());
+        }
+    }
+    object.version = version;
+}
