@@ -10,3 +10,4 @@ pub mod compress;
 pub mod ds;
 pub mod id;
 pub mod mirror;
+pub mod resync;

@@ -276,7 +276,12 @@ fn put(
     if bytes > MAX_OBJECT_BYTES {
         return Err(EditError::TooLarge { path: path.clone(), bytes });
     }
-    Ok(Change::Put { path: path.clone(), class: class.map(Arc::from), replace, attributes: resolved.into_values().collect() })
+    Ok(Change::Put {
+        path: path.clone(),
+        class: class.map(Arc::from),
+        replace,
+        attributes: resolved.into_values().collect(),
+    })
 }
 
 /// The values of an attribute after an edit; empty: the attribute goes.

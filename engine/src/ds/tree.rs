@@ -234,8 +234,7 @@ impl TreeSnapshot {
         match change {
             Change::Put { path, .. } if path.is_root() => Applied::default(),
             Change::Put { path, class, replace, attributes } => {
-                let parents =
-                    if self.map.contains_key(path.key()) { Vec::new() } else { self.create(path, version) };
+                let parents = if self.map.contains_key(path.key()) { Vec::new() } else { self.create(path, version) };
                 let object = self.map.get_mut(path.key()).map(|slot| {
                     merge(Arc::make_mut(slot).edit(), class.as_ref(), *replace, attributes, version);
                     Arc::clone(slot)

@@ -1,0 +1,404 @@
+//! Messages of the resynchronization by digests (design §3): a follower finds out, by comparing digests of ever smaller
+//! ranges of path hashes, which objects differ from the leader's, and fetches those.
+//!
+//! Always: one answer for each request, named by its number; every message is bounded ([`MAX_MESSAGE_BYTES`]) and every
+//! count checked before anything is allocated. Objects lie in a space of 64-bit hashes of their folded paths, so that a
+//! container with a million children is split like anything else. Never: a message that depends on an earlier one — the
+//! leader keeps no state but its snapshot. Layout: SPEC.md, resynchronization.
+
+use std::sync::Arc;
+
+use crate::{
+    codec::{Codec, DecodeError, Reader, Writer},
+    ds::{Attribute, Attributes, CONTENT_FROM_BYTES, MAX_NAME_BYTES, MAX_VALUE_BYTES, Object, Value, fold},
+    id::Position,
+};
+
+/// The greatest number of nodes that one request asks about.
+pub const MAX_NODES: usize = 64;
+/// The greatest number of items in one bucket of an answer.
+pub const MAX_BUCKET_ITEMS: usize = 256;
+/// The greatest number of ranges in one request for objects.
+pub const MAX_RANGES: usize = 1024;
+/// An answer with objects ends with the group of objects that reaches this size, in bytes.
+pub const BATCH_BYTES: usize = 128 << 10;
+/// The greatest encoded size of one object, in bytes.
+pub const MAX_OBJECT_BYTES: usize = 4 << 20;
+/// The greatest encoded size of a message, in bytes.
+pub const MAX_MESSAGE_BYTES: usize = MAX_OBJECT_BYTES + 2 * BATCH_BYTES;
+
+/// The depth at which a prefix is a whole hash.
+pub const MAX_PREFIX_DEPTH: u8 = 16;
+
+/// A node of the comparison: all path hashes that begin with `depth` hexadecimal digits.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub struct Prefix {
+    bits: u64,
+    depth: u8,
+}
+
+impl Prefix {
+    /// All hashes.
+    pub const ROOT: Self = Self { bits: 0, depth: 0 };
+
+    /// How many digits are given, 0 to 16.
+    #[must_use]
+    pub const fn depth(self) -> u8 {
+        self.depth
+    }
+
+    /// The least hash in the node.
+    #[must_use]
+    pub const fn first(self) -> u64 {
+        self.bits
+    }
+
+    /// The greatest hash in the node.
+    #[must_use]
+    pub const fn last(self) -> u64 {
+        match u64::MAX.checked_shr(self.depth as u32 * 4) {
+            Some(below) => self.bits | below,
+            None => self.bits,
+        }
+    }
+
+    /// The child with the next digit `digit` (0 to 15); `None` for a whole hash.
+    #[must_use]
+    pub const fn child(self, digit: u8) -> Option<Self> {
+        if self.depth >= MAX_PREFIX_DEPTH || digit > 15 {
+            return None;
+        }
+        let shift = 60 - 4 * self.depth as u32;
+        Some(Self { bits: self.bits | ((digit as u64) << shift), depth: self.depth + 1 })
+    }
+}
+
+/// What a node holds: how many objects, and the sum (modulo 2^128) of their leaf hashes.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Summary {
+    /// The number of objects.
+    pub count: u64,
+    /// The sum of the leaf hashes: equal sums mean equal objects, versions included, but for an attacker's effort;
+    /// the digest in [`ResyncMessage::Root`] closes that gap.
+    pub sum: u128,
+}
+
+/// One path hash within a bucket and the sum of the leaf hashes of the objects that share it (nearly always one).
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Item {
+    /// The hash of the folded path.
+    pub hash: u64,
+    /// The sum of the leaf hashes.
+    pub sum: u128,
+}
+
+/// A range of path hashes, both ends included.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct HashRange {
+    /// The least hash.
+    pub first: u64,
+    /// The greatest hash, not below `first`.
+    pub last: u64,
+}
+
+/// A message of a resynchronization. Requests come from the follower, answers from the leader.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum ResyncMessage {
+    /// Request: what does the whole tree hold?
+    Begin,
+    /// Answer to `Begin`.
+    Root {
+        /// The position of the leader's snapshot.
+        position: Position,
+        /// What the whole tree holds.
+        summary: Summary,
+        /// The digest of the whole tree (interface §8): checked when everything has been staged.
+        digest: [u8; 32],
+    },
+    /// Request: what do the 16 children of these nodes hold?
+    AskChildren {
+        /// The number that the answer carries.
+        request: u32,
+        /// Which nodes, at most [`MAX_NODES`].
+        nodes: Vec<Prefix>,
+    },
+    /// Answer to `AskChildren`.
+    Children {
+        /// The number of the request.
+        request: u32,
+        /// For each node asked about, its children by digit.
+        nodes: Vec<[Summary; 16]>,
+    },
+    /// Request: which hashes do these small nodes hold?
+    AskItems {
+        /// The number that the answer carries.
+        request: u32,
+        /// Which nodes, at most [`MAX_NODES`], each of at most [`MAX_BUCKET_ITEMS`] objects.
+        nodes: Vec<Prefix>,
+    },
+    /// Answer to `AskItems`.
+    Items {
+        /// The number of the request.
+        request: u32,
+        /// For each node asked about, its items in ascending order of hashes, no hash twice.
+        nodes: Vec<Vec<Item>>,
+    },
+    /// Request: the objects in these ranges.
+    AskObjects {
+        /// The number that the answer carries.
+        request: u32,
+        /// Which, at most [`MAX_RANGES`], none empty.
+        ranges: Vec<HashRange>,
+    },
+    /// Answer to `AskObjects`: whole groups of equal hash, in the order of the ranges, until [`BATCH_BYTES`] are full.
+    Objects {
+        /// The number of the request.
+        request: u32,
+        /// The objects.
+        objects: Vec<Object>,
+        /// How many ranges are answered whole.
+        ranges_done: u32,
+        /// Where in the next range to go on, if a part of that is answered.
+        resume_at: Option<u64>,
+    },
+}
+
+impl Codec for ResyncMessage {
+    const NAME: &'static str = "resync message";
+
+    fn encode(&self, writer: &mut Writer<'_>) {
+        match self {
+            Self::Begin => writer.u8(0),
+            Self::Root { position, summary, digest } => {
+                writer.u8(1);
+                writer.position(*position);
+                write_summary(writer, summary);
+                writer.raw(digest);
+            }
+            Self::AskChildren { request, nodes } => write_nodes(writer, 2, *request, nodes),
+            Self::Children { request, nodes } => {
+                writer.u8(3);
+                writer.u32(*request);
+                writer.count(nodes.len());
+                nodes.iter().flatten().for_each(|summary| write_summary(writer, summary));
+            }
+            Self::AskItems { request, nodes } => write_nodes(writer, 4, *request, nodes),
+            Self::Items { request, nodes } => {
+                writer.u8(5);
+                writer.u32(*request);
+                writer.count(nodes.len());
+                for items in nodes {
+                    writer.count(items.len());
+                    for item in items {
+                        writer.u64(item.hash);
+                        writer.u128(item.sum);
+                    }
+                }
+            }
+            Self::AskObjects { request, ranges } => {
+                writer.u8(6);
+                writer.u32(*request);
+                writer.count(ranges.len());
+                for range in ranges {
+                    writer.u64(range.first);
+                    writer.u64(range.last);
+                }
+            }
+            Self::Objects { request, objects, ranges_done, resume_at } => {
+                writer.u8(7);
+                writer.u32(*request);
+                writer.u32(*ranges_done);
+                writer.option(*resume_at, Writer::u64);
+                writer.count(objects.len());
+                objects.iter().for_each(|object| encode_object(object, writer));
+            }
+        }
+    }
+
+    fn decode(reader: &mut Reader<'_>) -> Result<Self, DecodeError> {
+        if reader.remaining() > MAX_MESSAGE_BYTES {
+            let got = reader.remaining() as u64;
+            return Err(DecodeError::TooLong { what: Self::NAME, got, max: MAX_MESSAGE_BYTES as u64 });
+        }
+        Ok(match reader.u8("resync kind")? {
+            0 => Self::Begin,
+            1 => Self::Root {
+                position: reader.position("resync position")?,
+                summary: read_summary(reader)?,
+                digest: reader.array("resync digest")?,
+            },
+            2 => Self::AskChildren {
+                request: reader.u32("resync request")?,
+                nodes: read_nodes(reader, MAX_PREFIX_DEPTH - 1)?,
+            },
+            3 => {
+                let request = reader.u32("resync request")?;
+                let count = reader.count("resync nodes", MAX_NODES, 16 * 17)?;
+                let node = |_| {
+                    let mut children = [Summary::default(); 16];
+                    for child in &mut children {
+                        *child = read_summary(reader)?;
+                    }
+                    Ok(children)
+                };
+                Self::Children { request, nodes: (0..count).map(node).collect::<Result<_, _>>()? }
+            }
+            4 => {
+                Self::AskItems { request: reader.u32("resync request")?, nodes: read_nodes(reader, MAX_PREFIX_DEPTH)? }
+            }
+            5 => {
+                let request = reader.u32("resync request")?;
+                let count = reader.count("resync nodes", MAX_NODES, 1)?;
+                Self::Items { request, nodes: (0..count).map(|_| read_items(reader)).collect::<Result<_, _>>()? }
+            }
+            6 => {
+                let request = reader.u32("resync request")?;
+                let count = reader.count("resync ranges", MAX_RANGES, 16)?;
+                Self::AskObjects { request, ranges: (0..count).map(|_| read_range(reader)).collect::<Result<_, _>>()? }
+            }
+            7 => {
+                let request = reader.u32("resync request")?;
+                let ranges_done = reader.u32("resync ranges done")?;
+                let resume_at = reader.option("resync resume", |reader| reader.u64("resync resume"))?;
+                // The least object: a path of two bytes, an empty class, no attribute, a version.
+                let count = reader.count("resync objects", MAX_MESSAGE_BYTES, 2 + 1 + 1 + 1 + 16)?;
+                let objects = (0..count).map(|_| decode_object(reader)).collect::<Result<_, _>>()?;
+                Self::Objects { request, objects, ranges_done, resume_at }
+            }
+            got => return Err(DecodeError::Tag { what: "resync kind", got: got.into(), expected: "0 to 7" }),
+        })
+    }
+}
+
+fn write_summary(writer: &mut Writer<'_>, summary: &Summary) {
+    writer.varint(summary.count);
+    writer.u128(summary.sum);
+}
+
+fn read_summary(reader: &mut Reader<'_>) -> Result<Summary, DecodeError> {
+    Ok(Summary { count: reader.varint("resync count")?, sum: reader.u128("resync sum")? })
+}
+
+fn write_nodes(writer: &mut Writer<'_>, kind: u8, request: u32, nodes: &[Prefix]) {
+    writer.u8(kind);
+    writer.u32(request);
+    writer.count(nodes.len());
+    for node in nodes {
+        writer.u8(node.depth);
+        writer.u64(node.bits);
+    }
+}
+
+fn read_nodes(reader: &mut Reader<'_>, max_depth: u8) -> Result<Vec<Prefix>, DecodeError> {
+    let count = reader.count("resync nodes", MAX_NODES, 9)?;
+    let node = |_| {
+        let (depth, bits) = (reader.u8("resync depth")?, reader.u64("resync prefix")?);
+        if depth > max_depth {
+            return Err(DecodeError::TooLong { what: "resync depth", got: depth.into(), max: max_depth.into() });
+        }
+        let below = u64::MAX.checked_shr(u32::from(depth) * 4).unwrap_or(0);
+        if bits & below != 0 {
+            return Err(DecodeError::Invalid {
+                what: "resync prefix",
+                why: format!("{bits:#x} goes beyond depth {depth}"),
+            });
+        }
+        Ok(Prefix { bits, depth })
+    };
+    (0..count).map(node).collect()
+}
+
+fn read_items(reader: &mut Reader<'_>) -> Result<Vec<Item>, DecodeError> {
+    let count = reader.count("resync items", MAX_BUCKET_ITEMS, 24)?;
+    let mut items: Vec<Item> = Vec::with_capacity(count);
+    for _ in 0..count {
+        let item = Item { hash: reader.u64("resync hash")?, sum: reader.u128("resync sum")? };
+        if items.last().is_some_and(|last| last.hash >= item.hash) {
+            return Err(DecodeError::Invalid { what: "resync items", why: "hashes do not ascend".into() });
+        }
+        items.push(item);
+    }
+    Ok(items)
+}
+
+fn read_range(reader: &mut Reader<'_>) -> Result<HashRange, DecodeError> {
+    let range = HashRange { first: reader.u64("resync range")?, last: reader.u64("resync range")? };
+    if range.first > range.last {
+        return Err(DecodeError::Invalid {
+            what: "resync range",
+            why: format!("{:#x} > {:#x}", range.first, range.last),
+        });
+    }
+    Ok(range)
+}
+
+/// Appends an object whole: path, class, version, attributes in the order of their folded names.
+pub fn encode_object(object: &Object, writer: &mut Writer<'_>) {
+    writer.path(&object.path);
+    writer.text(&object.class);
+    writer.version(object.version);
+    writer.count(object.attributes.len());
+    for attribute in object.attributes.values() {
+        writer.text(&attribute.name);
+        writer.count(attribute.values.len());
+        for value in &attribute.values {
+            match value {
+                Value::Text(text) => {
+                    writer.u8(0);
+                    writer.text(text);
+                }
+                Value::Bytes(bytes) => {
+                    writer.u8(1);
+                    writer.blob(bytes);
+                }
+                Value::Content { id, len, text } => {
+                    writer.u8(if *text { 2 } else { 3 });
+                    writer.content_id(*id);
+                    writer.varint(*len);
+                }
+            }
+        }
+    }
+}
+
+/// Reads what [`encode_object`] wrote.
+///
+/// # Errors
+/// [`DecodeError`]: also for the root, names or values over their bounds, attributes out of order, and empty lists.
+pub fn decode_object(reader: &mut Reader<'_>) -> Result<Object, DecodeError> {
+    let path = reader.path("object path")?;
+    if path.is_root() {
+        return Err(DecodeError::Invalid { what: "object path", why: "the root is no object".into() });
+    }
+    let class: Arc<str> = reader.text("object class", MAX_NAME_BYTES)?.into();
+    let version = reader.version("object version")?;
+    let count = reader.count("object attributes", MAX_OBJECT_BYTES, 4)?;
+    let mut attributes = Attributes::new();
+    for _ in 0..count {
+        let name = reader.text("attribute name", MAX_NAME_BYTES)?;
+        let values = reader.count("attribute values", MAX_OBJECT_BYTES, 2)?;
+        if name.is_empty() || values == 0 {
+            return Err(DecodeError::Invalid { what: "attribute", why: format!("{name:?} has {values} values") });
+        }
+        let key = fold(name);
+        if attributes.last_key_value().is_some_and(|(last, _)| *last >= key) {
+            return Err(DecodeError::Invalid { what: "attribute", why: format!("{name:?} is out of order") });
+        }
+        let values = (0..values).map(|_| decode_value(reader)).collect::<Result<_, _>>()?;
+        attributes.insert(key, Attribute { name: name.into(), values });
+    }
+    Ok(Object { path, class, attributes, version })
+}
+
+fn decode_value(reader: &mut Reader<'_>) -> Result<Value, DecodeError> {
+    Ok(match reader.u8("value kind")? {
+        0 => Value::Text(reader.text("text value", CONTENT_FROM_BYTES)?.into()),
+        1 => Value::Bytes(reader.blob("bytes value", CONTENT_FROM_BYTES)?.into()),
+        kind @ (2 | 3) => {
+            let id = reader.content_id("content id")?;
+            let len = reader.length("content length", MAX_VALUE_BYTES)? as u64;
+            Value::Content { id, len, text: kind == 2 }
+        }
+        got => return Err(DecodeError::Tag { what: "value kind", got: got.into(), expected: "0 to 3" }),
+    })
+}
