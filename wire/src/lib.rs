@@ -7,7 +7,10 @@
 pub mod checksum;
 pub mod codec;
 pub mod compress;
+pub mod control;
 pub mod ds;
+pub mod heartbeat;
 pub mod id;
+pub mod lane;
 pub mod mirror;
 pub mod resync;

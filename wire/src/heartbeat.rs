@@ -1,0 +1,260 @@
+//! The heartbeat: a datagram of fixed size, sealed with a key from the ping lane's TLS session (protocol §4, SPEC.md §7).
+//!
+//! Here are the plaintext's fields and the layout of the envelope. Sealing, opening and replay windows are the
+//! transport's; what a heartbeat means is the core's. Times are microseconds of the CLOCK_BOOTTIME of whoever wrote
+//! them, and only ever given back to the member that wrote them.
+
+use crate::{
+    codec::{Codec, DecodeError, Reader, Writer},
+    id::{Epoch, MemberId},
+};
+
+/// The version of the plaintext's layout.
+pub const HEARTBEAT_VERSION: u8 = 1;
+/// The length of the plaintext in bytes (W-60).
+pub const PLAIN_BYTES: usize = 96;
+/// The length of the authentication tag in bytes.
+pub const TAG_BYTES: usize = 16;
+/// The length of the envelope's header in bytes: magic, version, zeros, key id, counter.
+pub const SEALED_HEADER_BYTES: usize = 24;
+/// The length of a sealed heartbeat in bytes: any other length is refused before anything is computed (W-61).
+pub const SEALED_BYTES: usize = SEALED_HEADER_BYTES + PLAIN_BYTES + TAG_BYTES;
+/// The first bytes of a sealed heartbeat.
+pub const MAGIC: [u8; 4] = *b"RPHB";
+/// The unit of [`Heartbeat::link_factor`]: f times 256.
+pub const LINK_FACTOR_ONE: u16 = 256;
+
+/// What a member is, as its heartbeats say.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash)]
+pub enum HeartbeatRole {
+    /// Neither: starting, inactive, stopping or in error.
+    #[default]
+    None,
+    /// Active.
+    Active,
+    /// Backup.
+    Backup,
+}
+
+/// What one heartbeat named: its number, and its sender's time of sending.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash)]
+pub struct Stamp {
+    /// The number of the heartbeat on its path.
+    pub number: u64,
+    /// When it was sent, by its sender's clock, in microseconds.
+    pub sent_us: u64,
+}
+
+/// The newest heartbeat that the sender has heard from its peer.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub struct Heard {
+    /// What that heartbeat named: number and time are the peer's.
+    pub stamp: Stamp,
+    /// How long ago it came, in microseconds; saturated.
+    pub age_us: u32,
+}
+
+/// The backup's promise, in an answer (protocol §4).
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub struct HeldRight {
+    /// The number of the grant that the backup holds, within the epoch.
+    pub grant: u64,
+    /// No promotion before this many milliseconds from the answer's sending.
+    pub promise_ms: u32,
+}
+
+/// The plaintext of a heartbeat.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub struct Heartbeat {
+    /// Who sends it.
+    pub sender: MemberId,
+    /// What the sender is.
+    pub role: HeartbeatRole,
+    /// The sender acknowledges by itself, without its backup (active only).
+    pub alone: bool,
+    /// The sender's exclusiveness at the time of sending (active only).
+    pub exclusive: bool,
+    /// The sender does not hear its peer.
+    pub not_heard: bool,
+    /// The sender's epoch.
+    pub epoch: Epoch,
+    /// The highest epoch that the sender knows of, anybody's.
+    pub highest_epoch: Epoch,
+    /// Number of this heartbeat on its path, and the sender's time.
+    pub stamp: Stamp,
+    /// The newest heartbeat heard from the peer; `None`: none yet.
+    pub heard: Option<Heard>,
+    /// Set in an answer: the heartbeat of the peer that it answers.
+    pub answers: Option<Stamp>,
+    /// The right to promote that the sender holds, with its promise.
+    pub held: Option<HeldRight>,
+    /// What the sender has learned of the link: f times 256, from 256 to 768.
+    pub link_factor: u16,
+}
+
+/// Bits of the flags field.
+mod flag {
+    pub const ALONE: u16 = 1;
+    pub const EXCLUSIVE: u16 = 1 << 1;
+    pub const NOT_HEARD: u16 = 1 << 2;
+    pub const HEARD: u16 = 1 << 3;
+    pub const ANSWERS: u16 = 1 << 4;
+    pub const HELD: u16 = 1 << 5;
+    pub const ALL: u16 = (1 << 6) - 1;
+}
+
+impl Heartbeat {
+    fn flags(&self) -> u16 {
+        [
+            (self.alone, flag::ALONE),
+            (self.exclusive, flag::EXCLUSIVE),
+            (self.not_heard, flag::NOT_HEARD),
+            (self.heard.is_some(), flag::HEARD),
+            (self.answers.is_some(), flag::ANSWERS),
+            (self.held.is_some(), flag::HELD),
+        ]
+        .into_iter()
+        .filter_map(|(set, bit)| set.then_some(bit))
+        .sum()
+    }
+}
+
+impl Codec for Heartbeat {
+    const NAME: &'static str = "heartbeat";
+
+    fn encode(&self, w: &mut Writer<'_>) {
+        let heard = self.heard.unwrap_or(Heard { stamp: Stamp::default(), age_us: 0 });
+        let answers = self.answers.unwrap_or_default();
+        let held = self.held.unwrap_or(HeldRight { grant: 0, promise_ms: 0 });
+        w.u8(HEARTBEAT_VERSION);
+        w.member(self.sender);
+        w.u8(match self.role {
+            HeartbeatRole::None => 0,
+            HeartbeatRole::Active => 1,
+            HeartbeatRole::Backup => 2,
+        });
+        w.u8(0);
+        w.u16(self.flags());
+        w.u16(self.link_factor);
+        w.epoch(self.epoch);
+        w.epoch(self.highest_epoch);
+        for stamp in [self.stamp, heard.stamp, answers] {
+            w.u64(stamp.number);
+            w.u64(stamp.sent_us);
+        }
+        w.u64(held.grant);
+        w.u32(held.promise_ms);
+        w.u32(heard.age_us);
+        w.u64(0);
+    }
+
+    fn decode(r: &mut Reader<'_>) -> Result<Self, DecodeError> {
+        let zero = |what, got: u64| match got {
+            0 => Ok(()),
+            got => Err(DecodeError::Tag { what, got, expected: "0" }),
+        };
+        match r.u8("heartbeat.version")? {
+            HEARTBEAT_VERSION => {}
+            got => return Err(DecodeError::Tag { what: "heartbeat.version", got: got.into(), expected: "1" }),
+        }
+        let sender = r.member("heartbeat.sender")?;
+        let role = match r.u8("heartbeat.role")? {
+            0 => HeartbeatRole::None,
+            1 => HeartbeatRole::Active,
+            2 => HeartbeatRole::Backup,
+            got => {
+                let expected = "0 (none), 1 (active) or 2 (backup)";
+                return Err(DecodeError::Tag { what: "heartbeat.role", got: got.into(), expected });
+            }
+        };
+        zero("heartbeat.reserved", r.u8("heartbeat.reserved")?.into())?;
+        let flags = r.u16("heartbeat.flags")?;
+        if flags & !flag::ALL != 0 {
+            return Err(DecodeError::Tag { what: "heartbeat.flags", got: flags.into(), expected: "bits 0 to 5" });
+        }
+        let has = |bit| flags & bit != 0;
+        let link_factor = r.u16("heartbeat.link_factor")?;
+        if !(LINK_FACTOR_ONE..=3 * LINK_FACTOR_ONE).contains(&link_factor) {
+            let (what, expected) = ("heartbeat.link_factor", "256 to 768");
+            return Err(DecodeError::Tag { what, got: link_factor.into(), expected });
+        }
+        let (epoch, highest_epoch) = (r.epoch("heartbeat.epoch")?, r.epoch("heartbeat.highest_epoch")?);
+        let stamp = read_stamp(r)?;
+        let (heard, answers) = (read_stamp(r)?, read_stamp(r)?);
+        let held = HeldRight { grant: r.u64("heartbeat.grant")?, promise_ms: r.u32("heartbeat.promise_ms")? };
+        let heard = Heard { stamp: heard, age_us: r.u32("heartbeat.age_us")? };
+        zero("heartbeat.reserved", r.u64("heartbeat.reserved")?)?;
+        // A field whose flag is not set is zero: one value, one encoding.
+        if !has(flag::HEARD) {
+            zero("heartbeat.heard", heard.stamp.number | heard.stamp.sent_us | u64::from(heard.age_us))?;
+        }
+        if !has(flag::ANSWERS) {
+            zero("heartbeat.answers", answers.number | answers.sent_us)?;
+        }
+        if !has(flag::HELD) {
+            zero("heartbeat.held", held.grant | u64::from(held.promise_ms))?;
+        }
+        Ok(Self {
+            sender,
+            role,
+            alone: has(flag::ALONE),
+            exclusive: has(flag::EXCLUSIVE),
+            not_heard: has(flag::NOT_HEARD),
+            epoch,
+            highest_epoch,
+            stamp,
+            heard: has(flag::HEARD).then_some(heard),
+            answers: has(flag::ANSWERS).then_some(answers),
+            held: has(flag::HELD).then_some(held),
+            link_factor,
+        })
+    }
+}
+
+fn read_stamp(r: &mut Reader<'_>) -> Result<Stamp, DecodeError> {
+    Ok(Stamp { number: r.u64("heartbeat.number")?, sent_us: r.u64("heartbeat.sent_us")? })
+}
+
+/// The clear part of a sealed heartbeat; authenticated as associated data, not encrypted.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub struct SealedHeader {
+    /// Which exported key seals it.
+    pub key_id: u64,
+    /// The nonce's counter: never twice under one key.
+    pub counter: u64,
+}
+
+impl SealedHeader {
+    /// The header's bytes, which are also the associated data.
+    #[must_use]
+    pub fn to_bytes(self) -> [u8; SEALED_HEADER_BYTES] {
+        let mut bytes = [0; SEALED_HEADER_BYTES];
+        bytes[..4].copy_from_slice(&MAGIC);
+        bytes[4] = HEARTBEAT_VERSION;
+        bytes[8..16].copy_from_slice(&self.key_id.to_le_bytes());
+        bytes[16..].copy_from_slice(&self.counter.to_le_bytes());
+        bytes
+    }
+
+    /// Splits a datagram into its header and the sealed part (ciphertext, then tag). Nothing is authenticated yet.
+    ///
+    /// # Errors
+    /// [`DecodeError`] where length, magic or version are not those of a sealed heartbeat.
+    pub fn parse(datagram: &[u8]) -> Result<(Self, &[u8]), DecodeError> {
+        let mut r = Reader::new(datagram);
+        if datagram.len() > SEALED_BYTES {
+            return Err(DecodeError::Trailing { what: "sealed heartbeat", got: datagram.len() - SEALED_BYTES });
+        }
+        let magic: [u8; 4] = r.array("sealed.magic")?;
+        if magic != MAGIC {
+            let got = u32::from_le_bytes(magic).into();
+            return Err(DecodeError::Tag { what: "sealed.magic", got, expected: "\"RPHB\"" });
+        }
+        let version = r.u32("sealed.version")?;
+        if version != u32::from(HEARTBEAT_VERSION) {
+            return Err(DecodeError::Tag { what: "sealed.version", got: version.into(), expected: "1" });
+        }
+        let header = Self { key_id: r.u64("sealed.key_id")?, counter: r.u64("sealed.counter")? };
+        Ok((header, r.raw("sealed.body", PLAIN_BYTES + TAG_BYTES)?))
+    }
+}
