@@ -1,9 +1,10 @@
 //! The ringpair sidecar: keeps a backup host identical to an active one and takes over from it.
-
 pub mod api;
 pub mod config;
 pub mod ds;
+pub mod hooks;
 pub mod journal;
 pub mod keys;
 pub mod mirror;
 pub mod ring;
+pub mod supervisor;

@@ -1,0 +1,620 @@
+//! The decisions of the supervisor (protocol §7): what to do when the worker starts, is silent or dies, and when the
+//! peer dials a member whose worker is dead.
+//!
+//! Always: a release is persisted only after the discontinue hook has ended and while the peer listens; it is said only
+//! after it is persisted; a worker is started at most [`RESTARTS_PER_MINUTE`] times a minute after its first start.
+//! Never: a clock, a file, a socket or a process here; the shell (`engine/src/supervisor`) carries every effect out and
+//! brings its result back as an input. Times are CLOCK_BOOTTIME of this host.
+
+use std::collections::{BTreeSet, VecDeque};
+use std::fmt;
+use std::time::Duration;
+
+use ringpair_wire::id::{Epoch, Position};
+
+/// Restarts of the worker within [`RESTART_WINDOW`]; the first start does not count.
+pub const RESTARTS_PER_MINUTE: usize = 3;
+/// The window in which restarts are counted.
+pub const RESTART_WINDOW: Duration = Duration::from_secs(60);
+/// What a release may take beside the hook: persisting it and saying it.
+pub const RELEASE_ALLOWANCE: Duration = Duration::from_millis(500);
+
+/// The role that a worker reports or left behind.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub enum WorkerRole {
+    /// Neither: starting, inactive, or stepping down.
+    #[default]
+    None,
+    /// The active member.
+    Active,
+    /// The backup.
+    Backup,
+}
+
+/// What a worker says of itself over the link, whenever it changes.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct WorkerStatus {
+    /// Its role.
+    pub role: WorkerRole,
+    /// Its epoch.
+    pub epoch: Epoch,
+    /// The number of the grant that is out (as active) or held (as backup); `None`: the right is at home.
+    pub right: Option<u64>,
+    /// Active without a caught-up backup.
+    pub alone: bool,
+    /// The end of its journal.
+    pub position: Position,
+    /// L, as stretched by what was learned of the link (protocol §4), in milliseconds; 0: not known yet.
+    pub lease_ms: u32,
+}
+
+/// What a dead worker left behind, read from the control file and the journal after its death.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Left {
+    /// The persisted role.
+    pub role: WorkerRole,
+    /// The persisted epoch.
+    pub epoch: Epoch,
+    /// The number of the grant that is out (as active) or held (as backup).
+    pub right: Option<u64>,
+    /// The end of the journal.
+    pub position: Position,
+}
+
+/// How a worker ended.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum WorkerExit {
+    /// It exited with this code; 2 is a configuration error.
+    Code(i32),
+    /// This signal ended it.
+    Signal(i32),
+}
+
+/// What a failed discontinue hook does to a release (`[hooks] on_failure`).
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub enum OnHookFailure {
+    /// The role is released all the same.
+    Promote,
+    /// Nothing is released.
+    #[default]
+    Hold,
+}
+
+/// Times and choices that the configuration decides.
+#[derive(Clone, Copy, Debug)]
+pub struct SupervisorConfig {
+    /// H (`heartbeat_ms`).
+    pub heartbeat: Duration,
+    /// L until the worker reports another one: K·H.
+    pub lease: Duration,
+    /// How long a new worker may take before its first word.
+    pub start_limit: Duration,
+    /// From SIGTERM until the worker is killed; lengthened by a hook that the worker announces.
+    pub stop_limit: Duration,
+    /// The time limit of the discontinue hook; zero where there is none.
+    pub hook_limit: Duration,
+    /// How long the dead worker's tail is offered after a release.
+    pub tail_limit: Duration,
+    /// What a failed discontinue does.
+    pub on_hook_failure: OnHookFailure,
+}
+
+impl SupervisorConfig {
+    /// The margin of protocol §4: H/2.
+    #[must_use]
+    pub fn margin(&self) -> Duration {
+        self.heartbeat / 2
+    }
+
+    /// How long the peer is asked to wait for the release.
+    #[must_use]
+    pub fn hold(&self) -> Duration {
+        self.hook_limit + RELEASE_ALLOWANCE
+    }
+}
+
+/// A connection of the peer to the supervisor, numbered by the shell.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub struct PeerLink(pub u64);
+
+/// What happened.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Input {
+    /// The worker process exists.
+    Started,
+    /// The worker process could not be made.
+    StartFailed,
+    /// The worker's loop turned.
+    Turn,
+    /// The worker's word about itself; counts as a turn.
+    Status(WorkerStatus),
+    /// The worker serves; counts as a turn.
+    Ready,
+    /// The worker runs a hook that may take this long; counts as a turn.
+    HookRunning(Duration),
+    /// The worker has ended; what it left is `None` where its control file cannot be read.
+    Exited(WorkerExit, Option<Left>),
+    /// The peer, authenticated, dialled this member while its worker is dead.
+    PeerDialed(PeerLink),
+    /// A connection of the peer ended.
+    PeerLeft(PeerLink),
+    /// The discontinue hook ended; `true`: successfully.
+    HookFinished(bool),
+    /// The release or the giving back was persisted; `false`: it could not be.
+    Persisted(bool),
+    /// The peer has taken what it lacked of the journal.
+    TailServed,
+    /// SIGTERM or SIGINT.
+    StopAsked,
+}
+
+/// Why a worker is killed.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum KillReason {
+    /// No turn for L while the supervisor itself ran.
+    Silent,
+    /// No first word within the start limit.
+    NeverSpoke,
+    /// It did not end in time after it was told to stop.
+    StopTooSlow,
+}
+
+impl fmt::Display for KillReason {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(match self {
+            Self::Silent => "its loop has not turned for a whole lease",
+            Self::NeverSpoke => "it has not spoken since it was started",
+            Self::StopTooSlow => "it did not stop in time",
+        })
+    }
+}
+
+/// What an operator must hear.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Alarm {
+    /// The worker was killed by the supervisor.
+    Killed(KillReason),
+    /// The worker ended three times within a minute; the next start waits this long.
+    RestartsExhausted(Duration),
+    /// The right was out and nobody dialled: nothing is released.
+    NobodyDialed,
+    /// The discontinue hook failed and `on_failure` says hold: nothing is released.
+    HookHeld,
+    /// The release or the giving back could not be persisted: it is not said.
+    NotPersisted,
+    /// The control file of the dead worker cannot be read: nothing is released.
+    NothingLeft,
+}
+
+impl fmt::Display for Alarm {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::Killed(reason) => write!(f, "the worker was killed: {reason}"),
+            Self::RestartsExhausted(wait) => {
+                write!(
+                    f,
+                    "the worker ended {RESTARTS_PER_MINUTE} times within a minute; next start in {} ms",
+                    wait.as_millis()
+                )
+            }
+            Self::NobodyDialed => {
+                f.write_str("the backup did not dial: the role is not released, the worker starts again")
+            }
+            Self::HookHeld => {
+                f.write_str("the discontinue hook failed: the role is held (hooks.on_failure = \"hold\")")
+            }
+            Self::NotPersisted => f.write_str("the control file cannot be written: nothing was released or given back"),
+            Self::NothingLeft => {
+                f.write_str("the control file cannot be read: nothing is released, the worker starts again")
+            }
+        }
+    }
+}
+
+/// What the shell must do, in the order given.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Effect {
+    /// Close what answers the peer, then start a worker; comes back as `Started` or `StartFailed`.
+    StartWorker,
+    /// Send SIGKILL to the worker; comes back as `Exited`.
+    KillWorker(KillReason),
+    /// Tell the worker to stop in a controlled way; comes back as `Exited`.
+    TellStop,
+    /// Accept the peer's dials on the listening sockets; comes back as `PeerDialed`.
+    Listen,
+    /// Say `dying(epoch, hold_ms)` on this connection.
+    SendDying(PeerLink, Epoch, Duration),
+    /// Run the discontinue hook for this epoch; comes back as `HookFinished` (at once where there is none).
+    RunDiscontinue(Epoch),
+    /// Persist the release of this grant; comes back as `Persisted`.
+    PersistRelease(Epoch, u64),
+    /// Say `released(epoch, grant, journal end)` on every connection and serve the tail; comes back as `TailServed`.
+    SendReleased(Epoch, u64, Position),
+    /// Persist the giving back of this grant; comes back as `Persisted`.
+    PersistGiveBack(Epoch, u64),
+    /// Say on this connection that this grant was given back.
+    SendGivenBack(PeerLink, Epoch, u64),
+    /// Tell the operator.
+    Alarm(Alarm),
+    /// End the supervisor with this exit code.
+    End(u8),
+}
+
+/// Where the supervisor stands; every wait has its end.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum State {
+    /// Before the first start, or while the shell makes the process.
+    Spawning,
+    /// Waits until the restart limit permits the next start.
+    BackingOff { until: Duration },
+    /// The worker exists and has not spoken.
+    Starting { until: Duration },
+    /// The worker speaks.
+    Running,
+    /// SIGKILL was sent; its end decides what follows.
+    Killed,
+    /// The right is out and the worker dead: waits for the peer's dial.
+    Answering { until: Duration },
+    /// The discontinue hook runs for a release.
+    Discontinuing,
+    /// The release is being persisted.
+    Releasing,
+    /// The release was said; the tail is served.
+    Serving { until: Duration },
+    /// The giving back is being persisted.
+    GivingBack,
+    /// The giving back is persisted; waits for the peer's dial to say it.
+    Returning { until: Duration },
+    /// The discontinue hook runs before the end, with nothing to release.
+    Leaving,
+    /// Nothing is done any more.
+    Ended,
+}
+
+/// The supervisor's state and rules.
+#[derive(Debug)]
+pub struct Supervisor {
+    config: SupervisorConfig,
+    state: State,
+    /// The last turn of the supervisor itself; a gap of more than H is a pause of its own.
+    turned: Duration,
+    /// Since when the worker is silent.
+    heard: Duration,
+    status: WorkerStatus,
+    /// Whether any worker was ever ready.
+    was_ready: bool,
+    left: Option<Left>,
+    /// The discontinue hook has ended since the worker's death.
+    discontinued: bool,
+    peers: BTreeSet<PeerLink>,
+    /// Times of the restarts within the window.
+    restarts: VecDeque<Duration>,
+    started_once: bool,
+    /// Set once the supervisor is to end, with its exit code.
+    ending: Option<u8>,
+    /// When a worker that was told to stop is killed.
+    stop_until: Option<Duration>,
+}
+
+impl Supervisor {
+    /// A supervisor that has done nothing yet; [`Self::begin`] starts the first worker.
+    #[must_use]
+    pub fn new(config: SupervisorConfig, now: Duration) -> Self {
+        Self {
+            config,
+            state: State::Spawning,
+            turned: now,
+            heard: now,
+            status: WorkerStatus::default(),
+            was_ready: false,
+            left: None,
+            discontinued: false,
+            peers: BTreeSet::new(),
+            restarts: VecDeque::with_capacity(RESTARTS_PER_MINUTE),
+            started_once: false,
+            ending: None,
+            stop_until: None,
+        }
+    }
+
+    /// The newest word of the running worker.
+    #[must_use]
+    pub fn status(&self) -> &WorkerStatus {
+        &self.status
+    }
+
+    /// Whether dials of the peer are to be accepted by the supervisor now.
+    #[must_use]
+    pub fn listens(&self) -> bool {
+        matches!(
+            self.state,
+            State::Answering { .. }
+                | State::Discontinuing
+                | State::Releasing
+                | State::Serving { .. }
+                | State::Returning { .. }
+        )
+    }
+
+    /// Starts the first worker.
+    pub fn begin(&mut self, now: Duration) -> Vec<Effect> {
+        self.restart(now)
+    }
+
+    /// Takes one input. Read the sockets dry before a timeout is handled (protocol §5).
+    pub fn handle(&mut self, now: Duration, input: Input) -> Vec<Effect> {
+        self.note_own_turn(now);
+        match input {
+            Input::Started => self.on_started(now),
+            Input::StartFailed => self.on_start_failed(now),
+            Input::Turn => self.on_word(now),
+            Input::Status(status) => {
+                self.status = status;
+                self.on_word(now)
+            }
+            Input::Ready => {
+                self.was_ready = true;
+                self.on_word(now)
+            }
+            Input::HookRunning(limit) => {
+                self.stop_until = self.stop_until.map(|until| until.max(now + limit + RELEASE_ALLOWANCE));
+                self.on_word(now)
+            }
+            Input::Exited(exit, left) => self.on_exited(now, exit, left),
+            Input::PeerDialed(link) => self.on_peer_dialed(now, link),
+            Input::PeerLeft(link) => {
+                self.peers.remove(&link);
+                Vec::new()
+            }
+            Input::HookFinished(ok) => self.on_hook_finished(now, ok),
+            Input::Persisted(ok) => self.on_persisted(now, ok),
+            Input::TailServed => match self.state {
+                State::Serving { .. } => self.go_on(now),
+                _ => Vec::new(),
+            },
+            Input::StopAsked => self.on_stop(now),
+        }
+    }
+
+    /// The time of the next [`Self::handle_timeout`]; `None`: nothing is due. While a worker runs it lies at most H/2
+    /// ahead, so that a longer gap is a pause of the supervisor's own.
+    #[must_use]
+    pub fn poll_timeout(&self) -> Option<Duration> {
+        let due = match self.state {
+            State::Running => Some((self.heard + self.lease()).min(self.turned + self.config.heartbeat / 2)),
+            State::BackingOff { until }
+            | State::Starting { until }
+            | State::Answering { until }
+            | State::Serving { until }
+            | State::Returning { until } => Some(until),
+            _ => None,
+        };
+        match (due, self.stop_until.filter(|_| self.worker_lives())) {
+            (Some(a), Some(b)) => Some(a.min(b)),
+            (a, b) => a.or(b),
+        }
+    }
+
+    /// Takes the passing of time.
+    pub fn handle_timeout(&mut self, now: Duration) -> Vec<Effect> {
+        self.note_own_turn(now);
+        if self.worker_lives() && self.stop_until.is_some_and(|until| now >= until) {
+            return self.kill(KillReason::StopTooSlow);
+        }
+        match self.state {
+            State::Running if now >= self.heard + self.lease() => self.kill(KillReason::Silent),
+            State::Starting { until } if now >= until => self.kill(KillReason::NeverSpoke),
+            State::BackingOff { until } if now >= until => self.restart(now),
+            State::Answering { until } if now >= until => {
+                let mut effects = vec![Effect::Alarm(Alarm::NobodyDialed)];
+                effects.extend(self.go_on(now));
+                effects
+            }
+            State::Serving { until } | State::Returning { until } if now >= until => self.go_on(now),
+            _ => Vec::new(),
+        }
+    }
+
+    /// L: what the worker reported, or the configured one; never below the configured one, since learning only lengthens.
+    fn lease(&self) -> Duration {
+        Duration::from_millis(u64::from(self.status.lease_ms)).max(self.config.lease)
+    }
+
+    fn worker_lives(&self) -> bool {
+        matches!(self.state, State::Starting { .. } | State::Running)
+    }
+
+    /// After a gap of more than H between its own turns the supervisor counts the worker's silence anew.
+    fn note_own_turn(&mut self, now: Duration) {
+        if now.saturating_sub(self.turned) > self.config.heartbeat {
+            self.heard = now;
+        }
+        self.turned = now;
+    }
+
+    fn on_started(&mut self, now: Duration) -> Vec<Effect> {
+        self.state = State::Starting { until: now + self.config.start_limit };
+        self.heard = now;
+        match self.ending {
+            Some(_) => self.tell_stop(now),
+            None => Vec::new(),
+        }
+    }
+
+    fn on_start_failed(&mut self, now: Duration) -> Vec<Effect> {
+        match (self.started_once && self.was_ready, self.ending) {
+            (true, None) => self.restart(now),
+            (_, code) => self.end(code.unwrap_or(1)),
+        }
+    }
+
+    fn on_word(&mut self, now: Duration) -> Vec<Effect> {
+        self.heard = now;
+        if matches!(self.state, State::Starting { .. }) {
+            self.state = State::Running;
+        }
+        Vec::new()
+    }
+
+    fn kill(&mut self, reason: KillReason) -> Vec<Effect> {
+        self.state = State::Killed;
+        vec![Effect::Alarm(Alarm::Killed(reason)), Effect::KillWorker(reason)]
+    }
+
+    fn on_stop(&mut self, now: Duration) -> Vec<Effect> {
+        if self.ending.replace(0).is_some() {
+            return Vec::new();
+        }
+        match self.state {
+            State::Starting { .. } | State::Running => self.tell_stop(now),
+            State::BackingOff { .. } => self.go_on(now),
+            _ => Vec::new(),
+        }
+    }
+
+    fn tell_stop(&mut self, now: Duration) -> Vec<Effect> {
+        self.stop_until = Some(now + self.config.stop_limit);
+        vec![Effect::TellStop]
+    }
+
+    fn on_exited(&mut self, now: Duration, exit: WorkerExit, left: Option<Left>) -> Vec<Effect> {
+        let (lease, status) = (self.lease(), std::mem::take(&mut self.status));
+        self.stop_until = None;
+        self.discontinued = false;
+        self.peers.clear();
+        self.left = left;
+        match exit {
+            WorkerExit::Code(0) if self.ending.is_some() => return self.end(0),
+            WorkerExit::Code(2) if !self.was_ready => return self.end(2),
+            WorkerExit::Code(2) => self.ending = self.ending.or(Some(2)),
+            _ => {}
+        }
+        match left {
+            Some(Left { role: WorkerRole::Active, right: Some(_), .. }) => {
+                self.state = State::Answering { until: now + lease + self.config.margin() };
+                vec![Effect::Listen]
+            }
+            Some(Left { role: WorkerRole::Backup, right: Some(grant), epoch, .. }) => {
+                self.state = State::GivingBack;
+                vec![Effect::PersistGiveBack(epoch, grant)]
+            }
+            Some(_) => self.go_on(now),
+            None if status.role == WorkerRole::None => self.go_on(now),
+            None => {
+                let mut effects = vec![Effect::Alarm(Alarm::NothingLeft)];
+                effects.extend(self.go_on(now));
+                effects
+            }
+        }
+    }
+
+    fn on_peer_dialed(&mut self, now: Duration, link: PeerLink) -> Vec<Effect> {
+        let Some(Left { epoch, right: Some(grant), position, .. }) = self.left else { return Vec::new() };
+        match self.state {
+            State::Answering { .. } => {
+                self.peers.insert(link);
+                // The order of protocol §7: the service is discontinued before the release is persisted.
+                let (state, next) = if self.discontinued {
+                    (State::Releasing, Effect::PersistRelease(epoch, grant))
+                } else {
+                    (State::Discontinuing, Effect::RunDiscontinue(epoch))
+                };
+                self.state = state;
+                vec![Effect::SendDying(link, epoch, self.config.hold()), next]
+            }
+            State::Discontinuing | State::Releasing => {
+                self.peers.insert(link);
+                vec![Effect::SendDying(link, epoch, self.config.hold())]
+            }
+            State::Serving { .. } => {
+                self.peers.insert(link);
+                vec![Effect::SendReleased(epoch, grant, position)]
+            }
+            State::Returning { .. } => {
+                let mut effects = vec![Effect::SendGivenBack(link, epoch, grant)];
+                effects.extend(self.go_on(now));
+                effects
+            }
+            _ => Vec::new(),
+        }
+    }
+
+    fn on_hook_finished(&mut self, now: Duration, ok: bool) -> Vec<Effect> {
+        self.discontinued = true;
+        match (self.state, self.left) {
+            (State::Leaving, _) => self.end(self.ending.unwrap_or(0)),
+            (State::Discontinuing, _) if !ok && self.config.on_hook_failure == OnHookFailure::Hold => {
+                let mut effects = vec![Effect::Alarm(Alarm::HookHeld)];
+                effects.extend(self.go_on(now));
+                effects
+            }
+            // A member does not release its role to nobody: without a listener it waits for the next dial.
+            (State::Discontinuing, Some(_)) if self.peers.is_empty() => {
+                self.state = State::Answering { until: now + self.lease() + self.config.margin() };
+                Vec::new()
+            }
+            (State::Discontinuing, Some(Left { epoch, right: Some(grant), .. })) => {
+                self.state = State::Releasing;
+                vec![Effect::PersistRelease(epoch, grant)]
+            }
+            _ => Vec::new(),
+        }
+    }
+
+    fn on_persisted(&mut self, now: Duration, ok: bool) -> Vec<Effect> {
+        if !ok {
+            if !matches!(self.state, State::Releasing | State::GivingBack) {
+                return Vec::new();
+            }
+            let mut effects = vec![Effect::Alarm(Alarm::NotPersisted)];
+            effects.extend(self.go_on(now));
+            return effects;
+        }
+        match (self.state, self.left) {
+            (State::Releasing, Some(Left { epoch, right: Some(grant), position, .. })) => {
+                self.state = State::Serving { until: now + self.config.tail_limit };
+                vec![Effect::SendReleased(epoch, grant, position)]
+            }
+            (State::GivingBack, _) => {
+                self.state = State::Returning { until: now + self.config.lease + self.config.margin() };
+                vec![Effect::Listen]
+            }
+            _ => Vec::new(),
+        }
+    }
+
+    /// The worker is dead and what it left is dealt with: start again, or end.
+    fn go_on(&mut self, now: Duration) -> Vec<Effect> {
+        let Some(code) = self.ending else { return self.restart(now) };
+        match self.left {
+            Some(Left { role: WorkerRole::Active, epoch, .. }) if !self.discontinued => {
+                self.state = State::Leaving;
+                vec![Effect::RunDiscontinue(epoch)]
+            }
+            _ => self.end(code),
+        }
+    }
+
+    fn restart(&mut self, now: Duration) -> Vec<Effect> {
+        if self.started_once {
+            while self.restarts.front().is_some_and(|&at| now >= at + RESTART_WINDOW) {
+                self.restarts.pop_front();
+            }
+            if let Some(&oldest) = self.restarts.front().filter(|_| self.restarts.len() >= RESTARTS_PER_MINUTE) {
+                let until = oldest + RESTART_WINDOW;
+                self.state = State::BackingOff { until };
+                return vec![Effect::Alarm(Alarm::RestartsExhausted(until - now))];
+            }
+            self.restarts.push_back(now);
+        }
+        self.started_once = true;
+        self.peers.clear();
+        self.state = State::Spawning;
+        vec![Effect::StartWorker]
+    }
+
+    fn end(&mut self, code: u8) -> Vec<Effect> {
+        self.state = State::Ended;
+        vec![Effect::End(code)]
+    }
+}

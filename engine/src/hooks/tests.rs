@@ -1,0 +1,1 @@
+//! Hooks with real scripts.
