@@ -107,6 +107,16 @@ pub trait Codec: Sized {
     }
 }
 
+/// The longest prefix of `text` that is not over `max` bytes: for texts that are for people only.
+#[must_use]
+pub fn prefix(text: &str, max: usize) -> &str {
+    let mut end = text.len().min(max);
+    while !text.is_char_boundary(end) {
+        end -= 1;
+    }
+    &text[..end]
+}
+
 /// Appends encoded fields to a vector.
 #[derive(Debug)]
 pub struct Writer<'a> {

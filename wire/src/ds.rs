@@ -29,6 +29,22 @@ pub enum PathError {
     Depth(usize),
 }
 
+/// Why a text is neither a class nor an attribute name.
+#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
+#[error("name {0:?} is empty, longer than {MAX_NAME_BYTES} bytes or holds a control character")]
+pub struct NameError(String);
+
+/// Checks the name of a class or an attribute: 1 to [`MAX_NAME_BYTES`] bytes, no control characters.
+///
+/// # Errors
+/// [`NameError`].
+pub fn check_name(name: &str) -> Result<(), NameError> {
+    if name.is_empty() || name.len() > MAX_NAME_BYTES || name.chars().any(char::is_control) {
+        return Err(NameError(name.into()));
+    }
+    Ok(())
+}
+
 /// The path of an object: one or more components (none: the root, which is no object).
 ///
 /// Keeps the case it was created with; compares, orders and hashes regardless of case (REP-125) by its [`key`].

@@ -1,4 +1,13 @@
-//! Lanes and paths between the two members.
+//! Lanes and the framing of messages on them, after the hello: length, type, body (SPEC.md §6).
+//!
+//! Always: a message's length is compared with its lane's bound before a byte of it is kept, and a type must belong
+//! to its lane. Never: memory for bytes that have not come.
+
+use crate::{
+    codec::{DecodeError, Reader, Writer},
+    ds::{ContentId, MAX_VALUE_BYTES},
+    frame::MAX_FRAME_BYTES,
+};
 
 /// A class of traffic, on a connection of its own (design §4).
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
@@ -40,6 +49,16 @@ impl LaneKind {
     pub fn from_alpn(alpn: &[u8]) -> Option<Self> {
         Self::ALL.into_iter().find(|lane| lane.alpn() == alpn)
     }
+
+    /// The greatest length of a message's body on this lane, in bytes (W-50).
+    #[must_use]
+    pub const fn max_body_bytes(self) -> usize {
+        match self {
+            Self::Ping => 64 << 10,
+            Self::Ds => MAX_FRAME_BYTES + SLACK_BYTES,
+            Self::Bulk => MAX_BULK_BODY_BYTES,
+        }
+    }
 }
 
 /// Which of the two connections between the members a lane runs over.
@@ -62,5 +81,274 @@ impl PathKind {
             Self::Main => "main",
             Self::Aux => "aux",
         }
+    }
+}
+
+/// The greatest body on the bulk lane: a block of content, or what its other users send at most.
+const MAX_BULK_BODY_BYTES: usize = {
+    let (resync, mirror) = (crate::resync::MAX_MESSAGE_BYTES, crate::mirror::MAX_MESSAGE_BYTES);
+    let content = MAX_CONTENT_CHUNK_BYTES + SLACK_BYTES;
+    let opaque = if resync > mirror { resync } else { mirror };
+    if opaque > content { opaque } else { content }
+};
+
+/// Room for the fields around a frame or a block of content.
+pub const SLACK_BYTES: usize = 4 << 10;
+/// Length and type, before each body.
+pub const MESSAGE_HEADER_BYTES: usize = 5;
+/// The greatest count of content bytes in one message.
+pub const MAX_CONTENT_CHUNK_BYTES: usize = 1 << 20;
+
+/// What a message is; the number is on the wire.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+#[repr(u8)]
+pub enum MessageKind {
+    /// A control message of the core (every lane but bulk).
+    Control = 1,
+    /// A frame's bytes (ds).
+    Frame = 2,
+    /// Announcement of dirty files (ds).
+    Announce = 3,
+    /// Resynchronization by digests (ds, bulk).
+    Resync = 4,
+    /// The mirror's messages (bulk).
+    Mirror = 5,
+    /// A part of a content (bulk).
+    Content = 6,
+    /// A request for a content (bulk).
+    ContentRequest = 7,
+}
+
+impl MessageKind {
+    const ALL: [Self; 7] =
+        [Self::Control, Self::Frame, Self::Announce, Self::Resync, Self::Mirror, Self::Content, Self::ContentRequest];
+
+    /// Whether this kind belongs on `lane` (W-51).
+    #[must_use]
+    pub const fn allowed_on(self, lane: LaneKind) -> bool {
+        match self {
+            Self::Control => !matches!(lane, LaneKind::Bulk),
+            Self::Frame | Self::Announce => matches!(lane, LaneKind::Ds),
+            Self::Resync => matches!(lane, LaneKind::Ds | LaneKind::Bulk),
+            Self::Mirror | Self::Content | Self::ContentRequest => matches!(lane, LaneKind::Bulk),
+        }
+    }
+}
+
+/// A message, its body borrowed from the lane's buffer. Bodies marked opaque are read by their owners' codecs.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Message<'a> {
+    /// Opaque: a [`crate::control`] message.
+    Control(&'a [u8]),
+    /// A whole frame, unchecked: [`crate::frame::CheckedFrame::check`] is next.
+    Frame(&'a [u8]),
+    /// Opaque: the mirror's announcement.
+    Announce(&'a [u8]),
+    /// Opaque: resynchronization.
+    Resync(&'a [u8]),
+    /// Opaque: the mirror.
+    Mirror(&'a [u8]),
+    /// A part of a content.
+    Content {
+        /// Which content.
+        id: ContentId,
+        /// Where the part begins, in bytes.
+        offset: u64,
+        /// The length of the whole content in bytes, at most [`MAX_VALUE_BYTES`].
+        total: u64,
+        /// The part; ends at `total` at the latest.
+        bytes: &'a [u8],
+    },
+    /// Asks for a content, from an offset on.
+    ContentRequest {
+        /// Which content.
+        id: ContentId,
+        /// What the asker has already, in bytes.
+        offset: u64,
+    },
+}
+
+/// Why bytes on a lane are not a message. After any of these the lane is closed.
+#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
+pub enum LaneError {
+    /// Over the lane's bound (W-50).
+    #[error("message of {got} bytes on the {} lane, expected at most {max}", lane.name())]
+    TooLong {
+        /// The lane.
+        lane: LaneKind,
+        /// What the header says.
+        got: usize,
+        /// The bound.
+        max: usize,
+    },
+    /// A type that does not exist or does not belong on this lane (W-51).
+    #[error("message type {got} does not belong on the {} lane", lane.name())]
+    Kind {
+        /// The lane.
+        lane: LaneKind,
+        /// What the header says.
+        got: u8,
+    },
+    /// The body is not what its type says.
+    #[error("message body: {0}")]
+    Body(#[from] DecodeError),
+}
+
+/// The header of a message whose body is sent from a buffer of its own (a frame, as it was journalled).
+///
+/// # Panics
+/// Where `body_bytes` is over 4 GiB: bounded by every caller.
+#[must_use]
+pub fn message_header(kind: MessageKind, body_bytes: usize) -> [u8; MESSAGE_HEADER_BYTES] {
+    assert!(u32::try_from(body_bytes).is_ok(), "message body of {body_bytes} bytes");
+    let [a, b, c, d] = (body_bytes as u32).to_le_bytes();
+    [a, b, c, d, kind as u8]
+}
+
+impl<'a> Message<'a> {
+    /// What this message is.
+    #[must_use]
+    pub const fn kind(&self) -> MessageKind {
+        match self {
+            Self::Control(_) => MessageKind::Control,
+            Self::Frame(_) => MessageKind::Frame,
+            Self::Announce(_) => MessageKind::Announce,
+            Self::Resync(_) => MessageKind::Resync,
+            Self::Mirror(_) => MessageKind::Mirror,
+            Self::Content { .. } => MessageKind::Content,
+            Self::ContentRequest { .. } => MessageKind::ContentRequest,
+        }
+    }
+
+    /// Appends header and body to `out`. The body must keep to its lane's bound: the peer closes the lane otherwise.
+    pub fn encode(&self, out: &mut Vec<u8>) {
+        let start = out.len();
+        out.extend_from_slice(&message_header(self.kind(), 0));
+        let mut w = Writer::new(out);
+        match *self {
+            Self::Control(body)
+            | Self::Frame(body)
+            | Self::Announce(body)
+            | Self::Resync(body)
+            | Self::Mirror(body) => w.raw(body),
+            Self::Content { id, offset, total, bytes } => {
+                w.content_id(id);
+                w.u64(offset);
+                w.u64(total);
+                w.raw(bytes);
+            }
+            Self::ContentRequest { id, offset } => {
+                w.content_id(id);
+                w.u64(offset);
+            }
+        }
+        let header = message_header(self.kind(), out.len() - start - MESSAGE_HEADER_BYTES);
+        out[start..start + MESSAGE_HEADER_BYTES].copy_from_slice(&header);
+    }
+
+    fn decode(kind: MessageKind, body: &'a [u8]) -> Result<Self, DecodeError> {
+        let mut r = Reader::new(body);
+        Ok(match kind {
+            MessageKind::Control => Self::Control(body),
+            MessageKind::Frame => Self::Frame(body),
+            MessageKind::Announce => Self::Announce(body),
+            MessageKind::Resync => Self::Resync(body),
+            MessageKind::Mirror => Self::Mirror(body),
+            MessageKind::Content => {
+                let (id, offset, total) =
+                    (r.content_id("content.id")?, r.u64("content.offset")?, r.u64("content.total")?);
+                let bytes = r.rest();
+                within("content.total", total, MAX_VALUE_BYTES as u64)?;
+                within("content.bytes", bytes.len() as u64, MAX_CONTENT_CHUNK_BYTES as u64)?;
+                within("content.offset", offset, total)?;
+                within("content.end", offset + bytes.len() as u64, total)?;
+                Self::Content { id, offset, total, bytes }
+            }
+            MessageKind::ContentRequest => {
+                let (id, offset) = (r.content_id("content_request.id")?, r.u64("content_request.offset")?);
+                r.finish("content_request")?;
+                within("content_request.offset", offset, MAX_VALUE_BYTES as u64)?;
+                Self::ContentRequest { id, offset }
+            }
+        })
+    }
+}
+
+const fn within(what: &'static str, got: u64, max: u64) -> Result<(), DecodeError> {
+    if got <= max { Ok(()) } else { Err(DecodeError::TooLong { what, got, max }) }
+}
+
+/// Cuts the bytes of a lane into messages as they come.
+///
+/// [`feed`](Self::feed) takes bytes, [`poll`](Self::poll) gives messages; after an error the lane must be closed.
+#[derive(Debug)]
+pub struct LaneParser {
+    lane: LaneKind,
+    buffer: Vec<u8>,
+    /// Where the next message begins in `buffer`.
+    start: usize,
+    failed: Option<LaneError>,
+}
+
+impl LaneParser {
+    /// A parser for what comes after the hello on `lane`.
+    #[must_use]
+    pub const fn new(lane: LaneKind) -> Self {
+        Self { lane, buffer: Vec::new(), start: 0, failed: None }
+    }
+
+    /// Takes bytes from the front of `bytes`, and says how many: never so many that more than one message of the
+    /// greatest length is buffered (W-52). Poll until there is no message, then feed the rest.
+    pub fn feed(&mut self, bytes: &[u8]) -> usize {
+        self.buffer.drain(..std::mem::take(&mut self.start));
+        let bound = MESSAGE_HEADER_BYTES + self.lane.max_body_bytes();
+        let held = self.buffer.len();
+        let taken = bytes.len().min(bound.saturating_sub(held));
+        if held + taken > self.buffer.capacity() {
+            let capacity = (2 * self.buffer.capacity()).max(held + taken).min(bound);
+            self.buffer.reserve_exact(capacity - held);
+        }
+        self.buffer.extend_from_slice(&bytes[..taken]);
+        taken
+    }
+
+    /// The next whole message, or `None` until more bytes are fed.
+    ///
+    /// # Errors
+    /// [`LaneError`], and the same one on every later call.
+    pub fn poll(&mut self) -> Result<Option<Message<'_>>, LaneError> {
+        if let Some(error) = &self.failed {
+            return Err(error.clone());
+        }
+        match Self::cut(self.lane, &self.buffer[self.start..]) {
+            Ok(None) => Ok(None),
+            Ok(Some((message, length))) => {
+                self.start += length;
+                Ok(Some(message))
+            }
+            Err(error) => {
+                self.failed = Some(error.clone());
+                Err(error)
+            }
+        }
+    }
+
+    /// How many bytes wait for the rest of their message.
+    #[must_use]
+    pub const fn buffered_bytes(&self) -> usize {
+        self.buffer.len() - self.start
+    }
+
+    fn cut(lane: LaneKind, bytes: &[u8]) -> Result<Option<(Message<'_>, usize)>, LaneError> {
+        let Some((header, rest)) = bytes.split_first_chunk::<MESSAGE_HEADER_BYTES>() else { return Ok(None) };
+        let [a, b, c, d, kind] = *header;
+        let (got, max) = (u32::from_le_bytes([a, b, c, d]) as usize, lane.max_body_bytes());
+        if got > max {
+            return Err(LaneError::TooLong { lane, got, max });
+        }
+        let known = MessageKind::ALL.into_iter().find(|known| *known as u8 == kind && known.allowed_on(lane));
+        let Some(kind) = known else { return Err(LaneError::Kind { lane, got: kind }) };
+        let Some(body) = rest.get(..got) else { return Ok(None) };
+        Ok(Some((Message::decode(kind, body)?, MESSAGE_HEADER_BYTES + got)))
     }
 }

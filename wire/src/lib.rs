@@ -9,8 +9,16 @@ pub mod codec;
 pub mod compress;
 pub mod control;
 pub mod ds;
+pub mod dscp;
+pub mod frame;
+pub mod frame_builder;
 pub mod heartbeat;
+pub mod hello;
 pub mod id;
 pub mod lane;
 pub mod mirror;
+pub mod record;
 pub mod resync;
+
+#[cfg(test)]
+mod testing;
