@@ -7,13 +7,7 @@
 //! Always: the same inputs give the same effects. What depends on a persisted state is handed out only after that
 //! state's [`Completion::Persisted`]. Never: a clock read, a random number, an order taken from a hash table.
 #![forbid(unsafe_code)]
-pub use config::Config;
-pub use effect::Effect;
-pub use event::Event;
-pub use input::{Command, Completion, Evidence, FrameMeta, Start};
-pub use node::Node;
-pub use persisted::Persisted;
-pub use time::Instant;
+
 pub mod config;
 pub mod effect;
 pub mod event;
@@ -23,3 +17,11 @@ pub mod persisted;
 pub mod status;
 pub mod supervisor;
 pub mod time;
+
+pub use config::Config;
+pub use effect::Effect;
+pub use event::Event;
+pub use input::{Command, Completion, Evidence, FrameMeta, Start};
+pub use node::Node;
+pub use persisted::Persisted;
+pub use time::Instant;

@@ -6,11 +6,22 @@
 //! Never: a clock, a file, a socket or a process here; the shell (`engine/src/supervisor`) carries every effect out and
 //! brings its result back as an input. Times are CLOCK_BOOTTIME of this host.
 
-use std::collections::{BTreeSet, VecDeque};
-use std::fmt;
-use std::time::Duration;
+use std::{
+    collections::{BTreeSet, VecDeque},
+    fmt,
+    time::Duration,
+};
 
-use ringpair_wire::id::{Epoch, Position};
+use ringpair_wire::{
+    control::{GrantId, Role},
+    id::{Epoch, Position},
+};
+
+use crate::{
+    config::OnHookFailure,
+    persisted::{Persisted, Right},
+    time::Instant,
+};
 
 /// Restarts of the worker within [`RESTART_WINDOW`]; the first start does not count.
 pub const RESTARTS_PER_MINUTE: usize = 3;
@@ -19,27 +30,15 @@ pub const RESTART_WINDOW: Duration = Duration::from_secs(60);
 /// What a release may take beside the hook: persisting it and saying it.
 pub const RELEASE_ALLOWANCE: Duration = Duration::from_millis(500);
 
-/// The role that a worker reports or left behind.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
-pub enum WorkerRole {
-    /// Neither: starting, inactive, or stepping down.
-    #[default]
-    None,
-    /// The active member.
-    Active,
-    /// The backup.
-    Backup,
-}
-
 /// What a worker says of itself over the link, whenever it changes.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct WorkerStatus {
     /// Its role.
-    pub role: WorkerRole,
+    pub role: Role,
     /// Its epoch.
     pub epoch: Epoch,
-    /// The number of the grant that is out (as active) or held (as backup); `None`: the right is at home.
-    pub right: Option<u64>,
+    /// The grant that is out (as active) or held (as backup); `None`: the right is at home.
+    pub right: Option<GrantId>,
     /// Active without a caught-up backup.
     pub alone: bool,
     /// The end of its journal.
@@ -51,14 +50,47 @@ pub struct WorkerStatus {
 /// What a dead worker left behind, read from the control file and the journal after its death.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct Left {
-    /// The persisted role.
-    pub role: WorkerRole,
-    /// The persisted epoch.
+    /// What it was: `Active` only while its epoch is neither released nor outdone.
+    pub role: Role,
+    /// The newest epoch in which it was active (as active), or the highest it knew.
     pub epoch: Epoch,
-    /// The number of the grant that is out (as active) or held (as backup).
-    pub right: Option<u64>,
+    /// The grant that is out (as active) or held (as backup).
+    pub right: Option<GrantId>,
     /// The end of the journal.
-    pub position: Position,
+    pub end: Position,
+}
+
+impl Left {
+    /// What the persisted state and the journal's end say.
+    #[must_use]
+    pub fn new(persisted: &Persisted, end: Position) -> Self {
+        let outdone = persisted.highest_epoch > persisted.own_epoch || persisted.released == Some(persisted.own_epoch);
+        match (persisted.last_role, persisted.right) {
+            (Role::Active, right) if !outdone => {
+                let right = if let Right::Out(grant) = right { Some(grant) } else { None };
+                Self { role: Role::Active, epoch: persisted.own_epoch, right, end }
+            }
+            (_, Right::Held(grant)) => {
+                Self { role: Role::Backup, epoch: persisted.highest_epoch, right: Some(grant), end }
+            }
+            (role, _) => {
+                let role = if role == Role::Active { Role::None } else { role };
+                Self { role, epoch: persisted.highest_epoch, right: None, end }
+            }
+        }
+    }
+}
+
+/// The state to persist for [`Effect::PersistRelease`]: this member is not active in its own epoch any more.
+#[must_use]
+pub fn released(persisted: &Persisted) -> Persisted {
+    Persisted { released: Some(persisted.own_epoch), right: Right::None, alone: None, ..persisted.clone() }
+}
+
+/// The state to persist for [`Effect::PersistGiveBack`]: this grant is given back.
+#[must_use]
+pub fn given_back(persisted: &Persisted, grant: GrantId) -> Persisted {
+    Persisted { right: Right::GivenBack(grant), ..persisted.clone() }
 }
 
 /// How a worker ended.
@@ -68,16 +100,6 @@ pub enum WorkerExit {
     Code(i32),
     /// This signal ended it.
     Signal(i32),
-}
-
-/// What a failed discontinue hook does to a release (`[hooks] on_failure`).
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
-pub enum OnHookFailure {
-    /// The role is released all the same.
-    Promote,
-    /// Nothing is released.
-    #[default]
-    Hold,
 }
 
 /// Times and choices that the configuration decides.
@@ -226,14 +248,15 @@ pub enum Effect {
     SendDying(PeerLink, Epoch, Duration),
     /// Run the discontinue hook for this epoch; comes back as `HookFinished` (at once where there is none).
     RunDiscontinue(Epoch),
-    /// Persist the release of this grant; comes back as `Persisted`.
-    PersistRelease(Epoch, u64),
-    /// Say `released(epoch, grant, journal end)` on every connection and serve the tail; comes back as `TailServed`.
-    SendReleased(Epoch, u64, Position),
-    /// Persist the giving back of this grant; comes back as `Persisted`.
-    PersistGiveBack(Epoch, u64),
+    /// Persist [`released`]; comes back as `Persisted`.
+    PersistRelease(Epoch),
+    /// Say `released(epoch, journal end)` on every connection that has not heard it and serve the tail; comes back as
+    /// `TailServed`.
+    SendReleased(Epoch, Position),
+    /// Persist [`given_back`]; comes back as `Persisted`.
+    PersistGiveBack(GrantId),
     /// Say on this connection that this grant was given back.
-    SendGivenBack(PeerLink, Epoch, u64),
+    SendGivenBack(PeerLink, GrantId),
     /// Tell the operator.
     Alarm(Alarm),
     /// End the supervisor with this exit code.
@@ -246,25 +269,25 @@ enum State {
     /// Before the first start, or while the shell makes the process.
     Spawning,
     /// Waits until the restart limit permits the next start.
-    BackingOff { until: Duration },
+    BackingOff { until: Instant },
     /// The worker exists and has not spoken.
-    Starting { until: Duration },
+    Starting { until: Instant },
     /// The worker speaks.
     Running,
     /// SIGKILL was sent; its end decides what follows.
     Killed,
     /// The right is out and the worker dead: waits for the peer's dial.
-    Answering { until: Duration },
+    Answering { until: Instant },
     /// The discontinue hook runs for a release.
     Discontinuing,
     /// The release is being persisted.
     Releasing,
     /// The release was said; the tail is served.
-    Serving { until: Duration },
+    Serving { until: Instant },
     /// The giving back is being persisted.
     GivingBack,
     /// The giving back is persisted; waits for the peer's dial to say it.
-    Returning { until: Duration },
+    Returning { until: Instant },
     /// The discontinue hook runs before the end, with nothing to release.
     Leaving,
     /// Nothing is done any more.
@@ -277,9 +300,9 @@ pub struct Supervisor {
     config: SupervisorConfig,
     state: State,
     /// The last turn of the supervisor itself; a gap of more than H is a pause of its own.
-    turned: Duration,
+    turned: Instant,
     /// Since when the worker is silent.
-    heard: Duration,
+    heard: Instant,
     status: WorkerStatus,
     /// Whether any worker was ever ready.
     was_ready: bool,
@@ -288,18 +311,18 @@ pub struct Supervisor {
     discontinued: bool,
     peers: BTreeSet<PeerLink>,
     /// Times of the restarts within the window.
-    restarts: VecDeque<Duration>,
+    restarts: VecDeque<Instant>,
     started_once: bool,
     /// Set once the supervisor is to end, with its exit code.
     ending: Option<u8>,
     /// When a worker that was told to stop is killed.
-    stop_until: Option<Duration>,
+    stop_until: Option<Instant>,
 }
 
 impl Supervisor {
     /// A supervisor that has done nothing yet; [`Self::begin`] starts the first worker.
     #[must_use]
-    pub fn new(config: SupervisorConfig, now: Duration) -> Self {
+    pub fn new(config: SupervisorConfig, now: Instant) -> Self {
         Self {
             config,
             state: State::Spawning,
@@ -337,12 +360,12 @@ impl Supervisor {
     }
 
     /// Starts the first worker.
-    pub fn begin(&mut self, now: Duration) -> Vec<Effect> {
+    pub fn begin(&mut self, now: Instant) -> Vec<Effect> {
         self.restart(now)
     }
 
     /// Takes one input. Read the sockets dry before a timeout is handled (protocol §5).
-    pub fn handle(&mut self, now: Duration, input: Input) -> Vec<Effect> {
+    pub fn handle(&mut self, now: Instant, input: Input) -> Vec<Effect> {
         self.note_own_turn(now);
         match input {
             Input::Started => self.on_started(now),
@@ -357,7 +380,7 @@ impl Supervisor {
                 self.on_word(now)
             }
             Input::HookRunning(limit) => {
-                self.stop_until = self.stop_until.map(|until| until.max(now + limit + RELEASE_ALLOWANCE));
+                self.stop_until = self.stop_until.map(|until| until.max(now.plus(limit + RELEASE_ALLOWANCE)));
                 self.on_word(now)
             }
             Input::Exited(exit, left) => self.on_exited(now, exit, left),
@@ -379,9 +402,9 @@ impl Supervisor {
     /// The time of the next [`Self::handle_timeout`]; `None`: nothing is due. While a worker runs it lies at most H/2
     /// ahead, so that a longer gap is a pause of the supervisor's own.
     #[must_use]
-    pub fn poll_timeout(&self) -> Option<Duration> {
+    pub fn poll_timeout(&self) -> Option<Instant> {
         let due = match self.state {
-            State::Running => Some((self.heard + self.lease()).min(self.turned + self.config.heartbeat / 2)),
+            State::Running => Some(self.heard.plus(self.lease()).min(self.turned.plus(self.config.heartbeat / 2))),
             State::BackingOff { until }
             | State::Starting { until }
             | State::Answering { until }
@@ -396,13 +419,13 @@ impl Supervisor {
     }
 
     /// Takes the passing of time.
-    pub fn handle_timeout(&mut self, now: Duration) -> Vec<Effect> {
+    pub fn handle_timeout(&mut self, now: Instant) -> Vec<Effect> {
         self.note_own_turn(now);
         if self.worker_lives() && self.stop_until.is_some_and(|until| now >= until) {
             return self.kill(KillReason::StopTooSlow);
         }
         match self.state {
-            State::Running if now >= self.heard + self.lease() => self.kill(KillReason::Silent),
+            State::Running if now >= self.heard.plus(self.lease()) => self.kill(KillReason::Silent),
             State::Starting { until } if now >= until => self.kill(KillReason::NeverSpoke),
             State::BackingOff { until } if now >= until => self.restart(now),
             State::Answering { until } if now >= until => {
@@ -425,15 +448,15 @@ impl Supervisor {
     }
 
     /// After a gap of more than H between its own turns the supervisor counts the worker's silence anew.
-    fn note_own_turn(&mut self, now: Duration) {
-        if now.saturating_sub(self.turned) > self.config.heartbeat {
+    fn note_own_turn(&mut self, now: Instant) {
+        if now.since(self.turned) > self.config.heartbeat {
             self.heard = now;
         }
         self.turned = now;
     }
 
-    fn on_started(&mut self, now: Duration) -> Vec<Effect> {
-        self.state = State::Starting { until: now + self.config.start_limit };
+    fn on_started(&mut self, now: Instant) -> Vec<Effect> {
+        self.state = State::Starting { until: now.plus(self.config.start_limit) };
         self.heard = now;
         match self.ending {
             Some(_) => self.tell_stop(now),
@@ -441,14 +464,14 @@ impl Supervisor {
         }
     }
 
-    fn on_start_failed(&mut self, now: Duration) -> Vec<Effect> {
+    fn on_start_failed(&mut self, now: Instant) -> Vec<Effect> {
         match (self.started_once && self.was_ready, self.ending) {
             (true, None) => self.restart(now),
             (_, code) => self.end(code.unwrap_or(1)),
         }
     }
 
-    fn on_word(&mut self, now: Duration) -> Vec<Effect> {
+    fn on_word(&mut self, now: Instant) -> Vec<Effect> {
         self.heard = now;
         if matches!(self.state, State::Starting { .. }) {
             self.state = State::Running;
@@ -461,7 +484,7 @@ impl Supervisor {
         vec![Effect::Alarm(Alarm::Killed(reason)), Effect::KillWorker(reason)]
     }
 
-    fn on_stop(&mut self, now: Duration) -> Vec<Effect> {
+    fn on_stop(&mut self, now: Instant) -> Vec<Effect> {
         if self.ending.replace(0).is_some() {
             return Vec::new();
         }
@@ -472,12 +495,12 @@ impl Supervisor {
         }
     }
 
-    fn tell_stop(&mut self, now: Duration) -> Vec<Effect> {
-        self.stop_until = Some(now + self.config.stop_limit);
+    fn tell_stop(&mut self, now: Instant) -> Vec<Effect> {
+        self.stop_until = Some(now.plus(self.config.stop_limit));
         vec![Effect::TellStop]
     }
 
-    fn on_exited(&mut self, now: Duration, exit: WorkerExit, left: Option<Left>) -> Vec<Effect> {
+    fn on_exited(&mut self, now: Instant, exit: WorkerExit, left: Option<Left>) -> Vec<Effect> {
         let (lease, status) = (self.lease(), std::mem::take(&mut self.status));
         self.stop_until = None;
         self.discontinued = false;
@@ -490,16 +513,16 @@ impl Supervisor {
             _ => {}
         }
         match left {
-            Some(Left { role: WorkerRole::Active, right: Some(_), .. }) => {
-                self.state = State::Answering { until: now + lease + self.config.margin() };
+            Some(Left { role: Role::Active, right: Some(_), .. }) => {
+                self.state = State::Answering { until: now.plus(lease + self.config.margin()) };
                 vec![Effect::Listen]
             }
-            Some(Left { role: WorkerRole::Backup, right: Some(grant), epoch, .. }) => {
+            Some(Left { role: Role::Backup, right: Some(grant), .. }) => {
                 self.state = State::GivingBack;
-                vec![Effect::PersistGiveBack(epoch, grant)]
+                vec![Effect::PersistGiveBack(grant)]
             }
             Some(_) => self.go_on(now),
-            None if status.role == WorkerRole::None => self.go_on(now),
+            None if status.role == Role::None => self.go_on(now),
             None => {
                 let mut effects = vec![Effect::Alarm(Alarm::NothingLeft)];
                 effects.extend(self.go_on(now));
@@ -508,14 +531,14 @@ impl Supervisor {
         }
     }
 
-    fn on_peer_dialed(&mut self, now: Duration, link: PeerLink) -> Vec<Effect> {
-        let Some(Left { epoch, right: Some(grant), position, .. }) = self.left else { return Vec::new() };
+    fn on_peer_dialed(&mut self, now: Instant, link: PeerLink) -> Vec<Effect> {
+        let Some(Left { epoch, right: Some(grant), end, .. }) = self.left else { return Vec::new() };
         match self.state {
             State::Answering { .. } => {
                 self.peers.insert(link);
                 // The order of protocol §7: the service is discontinued before the release is persisted.
                 let (state, next) = if self.discontinued {
-                    (State::Releasing, Effect::PersistRelease(epoch, grant))
+                    (State::Releasing, Effect::PersistRelease(epoch))
                 } else {
                     (State::Discontinuing, Effect::RunDiscontinue(epoch))
                 };
@@ -528,10 +551,10 @@ impl Supervisor {
             }
             State::Serving { .. } => {
                 self.peers.insert(link);
-                vec![Effect::SendReleased(epoch, grant, position)]
+                vec![Effect::SendReleased(epoch, end)]
             }
             State::Returning { .. } => {
-                let mut effects = vec![Effect::SendGivenBack(link, epoch, grant)];
+                let mut effects = vec![Effect::SendGivenBack(link, grant)];
                 effects.extend(self.go_on(now));
                 effects
             }
@@ -539,7 +562,7 @@ impl Supervisor {
         }
     }
 
-    fn on_hook_finished(&mut self, now: Duration, ok: bool) -> Vec<Effect> {
+    fn on_hook_finished(&mut self, now: Instant, ok: bool) -> Vec<Effect> {
         self.discontinued = true;
         match (self.state, self.left) {
             (State::Leaving, _) => self.end(self.ending.unwrap_or(0)),
@@ -550,18 +573,18 @@ impl Supervisor {
             }
             // A member does not release its role to nobody: without a listener it waits for the next dial.
             (State::Discontinuing, Some(_)) if self.peers.is_empty() => {
-                self.state = State::Answering { until: now + self.lease() + self.config.margin() };
+                self.state = State::Answering { until: now.plus(self.lease() + self.config.margin()) };
                 Vec::new()
             }
-            (State::Discontinuing, Some(Left { epoch, right: Some(grant), .. })) => {
+            (State::Discontinuing, Some(Left { epoch, .. })) => {
                 self.state = State::Releasing;
-                vec![Effect::PersistRelease(epoch, grant)]
+                vec![Effect::PersistRelease(epoch)]
             }
             _ => Vec::new(),
         }
     }
 
-    fn on_persisted(&mut self, now: Duration, ok: bool) -> Vec<Effect> {
+    fn on_persisted(&mut self, now: Instant, ok: bool) -> Vec<Effect> {
         if !ok {
             if !matches!(self.state, State::Releasing | State::GivingBack) {
                 return Vec::new();
@@ -571,12 +594,12 @@ impl Supervisor {
             return effects;
         }
         match (self.state, self.left) {
-            (State::Releasing, Some(Left { epoch, right: Some(grant), position, .. })) => {
-                self.state = State::Serving { until: now + self.config.tail_limit };
-                vec![Effect::SendReleased(epoch, grant, position)]
+            (State::Releasing, Some(Left { epoch, end, .. })) => {
+                self.state = State::Serving { until: now.plus(self.config.tail_limit) };
+                vec![Effect::SendReleased(epoch, end)]
             }
             (State::GivingBack, _) => {
-                self.state = State::Returning { until: now + self.config.lease + self.config.margin() };
+                self.state = State::Returning { until: now.plus(self.config.lease + self.config.margin()) };
                 vec![Effect::Listen]
             }
             _ => Vec::new(),
@@ -584,10 +607,10 @@ impl Supervisor {
     }
 
     /// The worker is dead and what it left is dealt with: start again, or end.
-    fn go_on(&mut self, now: Duration) -> Vec<Effect> {
+    fn go_on(&mut self, now: Instant) -> Vec<Effect> {
         let Some(code) = self.ending else { return self.restart(now) };
         match self.left {
-            Some(Left { role: WorkerRole::Active, epoch, .. }) if !self.discontinued => {
+            Some(Left { role: Role::Active, epoch, .. }) if !self.discontinued => {
                 self.state = State::Leaving;
                 vec![Effect::RunDiscontinue(epoch)]
             }
@@ -595,15 +618,15 @@ impl Supervisor {
         }
     }
 
-    fn restart(&mut self, now: Duration) -> Vec<Effect> {
+    fn restart(&mut self, now: Instant) -> Vec<Effect> {
         if self.started_once {
-            while self.restarts.front().is_some_and(|&at| now >= at + RESTART_WINDOW) {
+            while self.restarts.front().is_some_and(|&at| now >= at.plus(RESTART_WINDOW)) {
                 self.restarts.pop_front();
             }
             if let Some(&oldest) = self.restarts.front().filter(|_| self.restarts.len() >= RESTARTS_PER_MINUTE) {
-                let until = oldest + RESTART_WINDOW;
+                let until = oldest.plus(RESTART_WINDOW);
                 self.state = State::BackingOff { until };
-                return vec![Effect::Alarm(Alarm::RestartsExhausted(until - now))];
+                return vec![Effect::Alarm(Alarm::RestartsExhausted(until.since(now)))];
             }
             self.restarts.push_back(now);
         }
@@ -618,3 +641,6 @@ impl Supervisor {
         vec![Effect::End(code)]
     }
 }
+
+#[cfg(test)]
+mod tests;

@@ -10,7 +10,8 @@ use std::mem::MaybeUninit;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::time::Duration;
 
-use ringpair_core::supervisor::{WorkerRole, WorkerStatus};
+use ringpair_core::supervisor::WorkerStatus;
+use ringpair_wire::control::{GrantId, Role};
 use ringpair_wire::id::{ChainHash, Epoch, Position, Seq};
 use rustix::io::Errno;
 use rustix::net::{
@@ -20,7 +21,7 @@ use rustix::net::{
 use thiserror::Error;
 
 /// The greatest length of a message.
-pub const MAX_BYTES: usize = 64;
+pub const MAX_BYTES: usize = 80;
 /// The most descriptors that travel with [`ToWorker::Start`].
 pub const MAX_DESCRIPTORS: usize = 8;
 /// Both ends are of one executable; a worker of another one refuses to start.
@@ -284,14 +285,16 @@ fn whole_ms(duration: Duration) -> u32 {
 
 fn put_status(packet: Packet<'_>, status: &WorkerStatus) -> usize {
     let role = match status.role {
-        WorkerRole::None => 0,
-        WorkerRole::Active => 1,
-        WorkerRole::Backup => 2,
+        Role::None => 0,
+        Role::Active => 1,
+        Role::Backup => 2,
     };
+    let right = status.right.unwrap_or_default();
     packet
         .put(&[role, u8::from(status.alone), u8::from(status.right.is_some())])
         .put(&status.epoch.0.to_le_bytes())
-        .put(&status.right.unwrap_or(0).to_le_bytes())
+        .put(&right.epoch.0.to_le_bytes())
+        .put(&right.number.to_le_bytes())
         .put(&status.position.epoch.0.to_le_bytes())
         .put(&status.position.seq.0.to_le_bytes())
         .put(&status.position.chain.0.to_le_bytes())
@@ -301,17 +304,18 @@ fn put_status(packet: Packet<'_>, status: &WorkerStatus) -> usize {
 
 fn take_status(mut fields: Fields<'_>) -> Result<WorkerStatus, &'static str> {
     let role = match fields.u8()? {
-        0 => WorkerRole::None,
-        1 => WorkerRole::Active,
-        2 => WorkerRole::Backup,
+        0 => Role::None,
+        1 => Role::Active,
+        2 => Role::Backup,
         _ => return Err("its role is unknown"),
     };
     let (alone, has_right) = (fields.flag()?, fields.flag()?);
     let epoch = Epoch(fields.u64()?);
-    let right = match (has_right, fields.u64()?) {
+    let grant = GrantId { epoch: Epoch(fields.u64()?), number: fields.u64()? };
+    let right = match (has_right, grant) {
         (true, grant) => Some(grant),
-        (false, 0) => None,
-        (false, _) => return Err("it numbers a grant that is not there"),
+        (false, grant) if grant == GrantId::default() => None,
+        _ => return Err("it names a grant that is not there"),
     };
     let position = Position {
         epoch: Epoch(fields.u64()?),
@@ -384,9 +388,9 @@ mod tests {
 
     fn status() -> WorkerStatus {
         WorkerStatus {
-            role: WorkerRole::Active,
+            role: Role::Active,
             epoch: Epoch(65_537),
-            right: Some(7),
+            right: Some(GrantId { epoch: Epoch(65_537), number: 7 }),
             alone: false,
             position: Position { epoch: Epoch(65_537), seq: Seq(1042), chain: ChainHash(1 << 100 | 5) },
             lease_ms: 400,
@@ -397,7 +401,7 @@ mod tests {
         vec![
             FromWorker::Turn(u64::MAX),
             FromWorker::Status(status()),
-            FromWorker::Status(WorkerStatus { role: WorkerRole::Backup, right: None, alone: true, ..status() }),
+            FromWorker::Status(WorkerStatus { role: Role::Backup, right: None, alone: true, ..status() }),
             FromWorker::Ready,
             FromWorker::HookRunning(Duration::from_millis(10_000)),
         ]
