@@ -8,6 +8,8 @@
 pub mod content;
 pub mod digest;
 pub mod edit;
+pub mod json;
+pub mod params;
 
 pub mod resync;
 

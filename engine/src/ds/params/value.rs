@@ -1,0 +1,228 @@
+//! From a parameter's text to its value: leniently for what is found in the tree (PAR-006), strictly for what is set.
+//!
+//! Always: both read the same grammar; leniently, a value out of range is clamped and one that cannot be read gives way
+//! to the default, each with a warning. Never: a failure to start because of an optional parameter.
+
+use std::net::IpAddr;
+
+use ringpair_wire::ds::DsPath;
+
+use crate::ds::params::registry::{Kind, Spec};
+
+/// A parameter's value.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum ParamValue {
+    /// A text, name, host or directory.
+    Text(String),
+    /// A switch.
+    Switch(bool),
+    /// A number, or seconds.
+    Number(i64),
+    /// A DSCP, 0 to 63.
+    Dscp(u8),
+    /// A list of texts, blank ends trimmed, empty elements left out (PAR-009).
+    List(Vec<String>),
+    /// A list of directories.
+    Directories(Vec<MirrorDir>),
+}
+
+/// One entry of a directory list.
+#[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord)]
+pub struct MirrorDir {
+    /// The directory, without the `+`.
+    pub path: String,
+    /// Whether `+` stood before it: with all subdirectories (REP-027).
+    pub recursive: bool,
+}
+
+/// Why a value is refused: what is expected and what to try.
+#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
+#[error("{name} = {value:?}: {expected}. Try: {hint}")]
+pub struct ValueError {
+    /// The parameter's canonical name.
+    pub name: &'static str,
+    /// The value given.
+    pub value: String,
+    /// What is expected.
+    pub expected: String,
+    /// What to try.
+    pub hint: String,
+    /// The nearest permitted value, where there is one (PAR-006).
+    pub nearest: Option<ParamValue>,
+}
+
+/// Reads a switch: `Yes`, `On`, `True` and integers other than 0 enable; `No`, `Off`, `False`, `0` and nothing
+/// disable, all regardless of case (PAR-002). `None`: neither.
+#[must_use]
+pub fn parse_switch(text: &str) -> Option<bool> {
+    let text = text.trim();
+    match text.to_ascii_lowercase().as_str() {
+        "yes" | "on" | "true" => Some(true),
+        "no" | "off" | "false" | "" => Some(false),
+        _ => {
+            let digits = text.strip_prefix(['-', '+']).unwrap_or(text);
+            let number = !digits.is_empty() && digits.bytes().all(|byte| byte.is_ascii_digit());
+            number.then(|| digits.bytes().any(|byte| byte != b'0'))
+        }
+    }
+}
+
+/// Reads a `;` list: blank ends trimmed, empty elements left out (PAR-009).
+#[must_use]
+pub fn parse_list(text: &str) -> Vec<String> {
+    text.split(';').map(str::trim).filter(|element| !element.is_empty()).map(str::to_owned).collect()
+}
+
+/// Reads a directory list, `+` before an entry meaning its whole subtree (PAR-063, REP-027).
+#[must_use]
+pub fn parse_directories(text: &str) -> Vec<MirrorDir> {
+    parse_list(text)
+        .into_iter()
+        .map(|entry| match entry.strip_prefix('+') {
+            Some(path) => MirrorDir { path: path.trim_start().to_owned(), recursive: true },
+            None => MirrorDir { path: entry, recursive: false },
+        })
+        .collect()
+}
+
+/// Reads extensions: a leading dot is tolerated, case does not count (PAR-065); they come out in lower case.
+#[must_use]
+pub fn parse_extensions(text: &str) -> Vec<String> {
+    let bare = |extension: String| extension.strip_prefix('.').unwrap_or(&extension).to_lowercase();
+    parse_list(text).into_iter().map(bare).collect()
+}
+
+/// Reads a DS path as the filters write it: also with a backslash before `$` (PAR-080).
+///
+/// # Errors
+/// [`ringpair_wire::ds::PathError`].
+pub fn parse_filter_path(text: &str) -> Result<DsPath, ringpair_wire::ds::PathError> {
+    DsPath::parse(text.strip_prefix('\\').filter(|rest| rest.starts_with('$')).unwrap_or(text))
+}
+
+/// Reads one `Class(attribute, …)` term (PAR-081); `None`: not of that form.
+#[must_use]
+pub fn parse_class_term(text: &str) -> Option<(String, Vec<String>)> {
+    let (class, rest) = text.split_once('(')?;
+    let attributes = rest.trim_end().strip_suffix(')')?;
+    let class = class.trim();
+    if class.is_empty() || attributes.contains(['(', ')']) {
+        return None;
+    }
+    let attributes: Vec<String> = attributes.split(',').map(|name| name.trim().to_owned()).collect();
+    attributes.iter().all(|name| !name.is_empty()).then(|| (class.to_owned(), attributes))
+}
+
+/// Reads a value strictly.
+///
+/// # Errors
+/// [`ValueError`] with the nearest permitted value where there is one.
+pub fn parse(spec: &Spec, text: &str) -> Result<ParamValue, ValueError> {
+    let refuse = |expected: String, hint: &str, nearest| ValueError {
+        name: spec.name,
+        value: text.to_owned(),
+        expected,
+        hint: hint.to_owned(),
+        nearest,
+    };
+    match spec.kind {
+        Kind::Text => Ok(ParamValue::Text(text.to_owned())),
+        Kind::Name => match text.trim() {
+            name if name.is_empty() || name.contains(['.', ':', '/', ' ']) => {
+                Err(refuse("expected a bare computer name".into(), "the name without domain, such as icserver1", None))
+            }
+            name => Ok(ParamValue::Text(name.to_owned())),
+        },
+        Kind::Address => match text.trim().parse::<IpAddr>() {
+            Ok(address) => Ok(ParamValue::Text(address.to_string())),
+            Err(_) => Err(refuse("expected an IP address".into(), "an address such as 10.60.0.2", None)),
+        },
+        Kind::Switch => parse_switch(text)
+            .map(ParamValue::Switch)
+            .ok_or_else(|| refuse("expected a switch".into(), "Yes or No", None)),
+        Kind::Count { min, max } => parse_number(spec, text, (min, max), "number"),
+        Kind::Seconds { min, max } => parse_number(spec, text, (min, max), "number of seconds"),
+        Kind::Dscp => {
+            parse_dscp(text).ok_or_else(|| refuse("expected a DSCP class name or 0 to 63".into(), "AF41", None))
+        }
+        Kind::Directory => match text.trim() {
+            path if is_absolute(path) => Ok(ParamValue::Text(path.to_owned())),
+            path => Err(refuse(format!("{path:?} is not an absolute path"), "a path such as /srv/app/handlers", None)),
+        },
+        Kind::Directories => {
+            let directories = parse_directories(text);
+            match directories.iter().find(|dir| !is_absolute(&dir.path)) {
+                None => Ok(ParamValue::Directories(directories)),
+                Some(bad) => {
+                    let nearest = directories.iter().filter(|dir| is_absolute(&dir.path)).cloned().collect();
+                    let expected = format!("{:?} is not an absolute path without '..'", bad.path);
+                    Err(refuse(expected, "+/srv/app/resources;/srv/app/tools", Some(ParamValue::Directories(nearest))))
+                }
+            }
+        }
+        Kind::Extensions => {
+            let extensions = parse_extensions(text);
+            match extensions.iter().find(|extension| extension.is_empty() || extension.contains('/')) {
+                None => Ok(ParamValue::List(extensions)),
+                Some(bad) => Err(refuse(format!("{bad:?} is not a file extension"), "tmp;swp", None)),
+            }
+        }
+        Kind::Hosts => Ok(ParamValue::List(parse_list(text))),
+        Kind::DsPaths | Kind::ClassAttributes | Kind::DsExclusions => {
+            let terms = parse_list(text);
+            let good = |term: &String| match spec.kind {
+                Kind::DsPaths => parse_filter_path(term).is_ok(),
+                Kind::ClassAttributes => parse_class_term(term).is_some(),
+                _ if term.contains('(') => parse_class_term(term).is_some(),
+                _ => parse_filter_path(term).is_ok(),
+            };
+            match terms.iter().find(|term| !good(term)) {
+                None => Ok(ParamValue::List(terms)),
+                Some(bad) => {
+                    let (expected, hint) = match spec.kind {
+                        Kind::ClassAttributes => ("a Class(attribute, …) term", "User(Workgroups, Extension)"),
+                        _ => ("a DS path", "${CONFIG}\\Users;${CONFIG}\\Passwords"),
+                    };
+                    let nearest = ParamValue::List(terms.iter().filter(|term| good(term)).cloned().collect());
+                    Err(refuse(format!("{bad:?} is not {expected}"), hint, Some(nearest)))
+                }
+            }
+        }
+    }
+}
+
+fn parse_number(spec: &Spec, text: &str, (min, max): (i64, i64), what: &str) -> Result<ParamValue, ValueError> {
+    let range = if max == i64::from(u32::MAX) { format!("at least {min}") } else { format!("{min} to {max}") };
+    let refuse = |nearest: Option<i64>| ValueError {
+        name: spec.name,
+        value: text.to_owned(),
+        expected: format!("expected a whole {what}, {range}"),
+        hint: nearest.map_or_else(|| spec.default.unwrap_or("1").to_owned(), |nearest| nearest.to_string()),
+        nearest: nearest.map(ParamValue::Number),
+    };
+    // What does not fit 64 bits is out of range like anything else that is too large.
+    let number: i128 = text.trim().parse().map_err(|_| refuse(None))?;
+    let nearest = number.clamp(min.into(), max.into());
+    let fits = i64::try_from(nearest).unwrap_or(max);
+    if nearest == number { Ok(ParamValue::Number(fits)) } else { Err(refuse(Some(fits))) }
+}
+
+/// A class name (`AF11` to `AF43`, `CS0` to `CS7`, `EF`, `LE`) or 0 to 63 (PAR-054).
+fn parse_dscp(text: &str) -> Option<ParamValue> {
+    let text = text.trim().to_ascii_uppercase();
+    let digit = |at: usize| text.as_bytes().get(at).filter(|byte| byte.is_ascii_digit()).map(|byte| byte - b'0');
+    let number = match (text.as_str(), digit(2), digit(3)) {
+        ("EF", ..) => 46,
+        ("LE", ..) => 1,
+        (name, Some(class @ 1..=4), Some(drop @ 1..=3)) if name.len() == 4 && name.starts_with("AF") => {
+            class * 8 + drop * 2
+        }
+        (name, Some(class @ 0..=7), None) if name.len() == 3 && name.starts_with("CS") => class * 8,
+        (number, ..) => number.parse().ok().filter(|number| *number <= 63)?,
+    };
+    Some(ParamValue::Dscp(number))
+}
+
+fn is_absolute(path: &str) -> bool {
+    path.starts_with('/') && !path.contains('\0') && path.split('/').all(|component| component != "..")
+}
