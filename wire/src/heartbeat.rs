@@ -6,6 +6,8 @@
 
 use crate::{
     codec::{Codec, DecodeError, Reader, Writer},
+    control::Role,
+    control_codec::read_role,
     id::{Epoch, MemberId},
 };
 
@@ -23,18 +25,6 @@ pub const SEALED_BYTES: usize = SEALED_HEADER_BYTES + PLAIN_BYTES + TAG_BYTES;
 pub const MAGIC: [u8; 4] = *b"RPHB";
 /// The unit of [`Heartbeat::link_factor`]: f times 256.
 pub const LINK_FACTOR_ONE: u16 = 256;
-
-/// What a member is, as its heartbeats say.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash)]
-pub enum HeartbeatRole {
-    /// Neither: starting, inactive, stopping or in error.
-    #[default]
-    None,
-    /// Active.
-    Active,
-    /// Backup.
-    Backup,
-}
 
 /// What one heartbeat named: its number, and its sender's time of sending.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash)]
@@ -69,7 +59,7 @@ pub struct Heartbeat {
     /// Who sends it.
     pub sender: MemberId,
     /// What the sender is.
-    pub role: HeartbeatRole,
+    pub role: Role,
     /// The sender acknowledges by itself, without its backup (active only).
     pub alone: bool,
     /// The sender's exclusiveness at the time of sending (active only).
@@ -128,11 +118,7 @@ impl Codec for Heartbeat {
         let held = self.held.unwrap_or(HeldRight { grant: 0, promise_ms: 0 });
         w.u8(HEARTBEAT_VERSION);
         w.member(self.sender);
-        w.u8(match self.role {
-            HeartbeatRole::None => 0,
-            HeartbeatRole::Active => 1,
-            HeartbeatRole::Backup => 2,
-        });
+        w.u8(self.role as u8);
         w.u8(0);
         w.u16(self.flags());
         w.u16(self.link_factor);
@@ -158,15 +144,7 @@ impl Codec for Heartbeat {
             got => return Err(DecodeError::Tag { what: "heartbeat.version", got: got.into(), expected: "1" }),
         }
         let sender = r.member("heartbeat.sender")?;
-        let role = match r.u8("heartbeat.role")? {
-            0 => HeartbeatRole::None,
-            1 => HeartbeatRole::Active,
-            2 => HeartbeatRole::Backup,
-            got => {
-                let expected = "0 (none), 1 (active) or 2 (backup)";
-                return Err(DecodeError::Tag { what: "heartbeat.role", got: got.into(), expected });
-            }
-        };
+        let role = read_role(r, "heartbeat.role")?;
         zero("heartbeat.reserved", r.u8("heartbeat.reserved")?.into())?;
         let flags = r.u16("heartbeat.flags")?;
         if flags & !flag::ALL != 0 {
@@ -256,5 +234,132 @@ impl SealedHeader {
         }
         let header = Self { key_id: r.u64("sealed.key_id")?, counter: r.u64("sealed.counter")? };
         Ok((header, r.raw("sealed.body", PLAIN_BYTES + TAG_BYTES)?))
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use proptest::prelude::*;
+
+    use super::*;
+    use crate::testing::{any_member, canonical, golden, round_trip};
+
+    fn sample() -> Heartbeat {
+        Heartbeat {
+            sender: MemberId::B,
+            role: Role::Backup,
+            alone: false,
+            exclusive: false,
+            not_heard: false,
+            epoch: Epoch(65_537),
+            highest_epoch: Epoch(65_537),
+            stamp: Stamp { number: 7, sent_us: 1_000_000 },
+            heard: Some(Heard { stamp: Stamp { number: 9, sent_us: 2_000_000 }, age_us: 50_000 }),
+            answers: Some(Stamp { number: 9, sent_us: 2_000_000 }),
+            held: Some(HeldRight { grant: 1, promise_ms: 450 }),
+            link_factor: 300,
+        }
+    }
+
+    #[test]
+    fn golden_heartbeat_w60() {
+        let bytes = sample().to_bytes();
+        assert_eq!(bytes.len(), PLAIN_BYTES);
+        golden("heartbeat", &bytes);
+        golden("heartbeat_sealed_header", &SealedHeader { key_id: 0x0102_0304, counter: 5 }.to_bytes());
+    }
+
+    #[test]
+    fn a_field_whose_flag_is_not_set_is_zero_w62() {
+        let without = Heartbeat { heard: None, answers: None, held: None, ..sample() };
+        for (from, with) in [
+            (40, Heartbeat { heard: sample().heard, ..without }),
+            (56, Heartbeat { answers: sample().answers, ..without }),
+            (72, Heartbeat { held: sample().held, ..without }),
+        ] {
+            let mut bytes = without.to_bytes();
+            bytes[from..from + 8].copy_from_slice(&with.to_bytes()[from..from + 8]);
+            assert!(matches!(Heartbeat::from_bytes(&bytes), Err(DecodeError::Tag { expected: "0", .. })), "at {from}");
+        }
+    }
+
+    #[test]
+    fn fields_out_of_range_are_refused_w63() {
+        for (at, value, what) in [
+            (0, 2, "heartbeat.version"),
+            (1, 2, "heartbeat.sender"),
+            (2, 3, "heartbeat.role"),
+            (3, 1, "heartbeat.reserved"),
+            (4, 0xff, "heartbeat.flags"),
+            (7, 0, "heartbeat.link_factor"),
+            (7, 4, "heartbeat.link_factor"),
+            (88, 1, "heartbeat.reserved"),
+        ] {
+            let mut bytes = sample().to_bytes();
+            bytes[at] = value;
+            let error = Heartbeat::from_bytes(&bytes).unwrap_err().to_string();
+            assert!(error.starts_with(what), "byte {at}: {error}");
+        }
+    }
+
+    #[test]
+    fn an_envelope_of_another_length_magic_or_version_is_refused_w61() {
+        let header = SealedHeader { key_id: u64::MAX, counter: 3 };
+        let mut datagram = header.to_bytes().to_vec();
+        datagram.extend_from_slice(&[9; PLAIN_BYTES + TAG_BYTES]);
+        assert_eq!(SealedHeader::parse(&datagram), Ok((header, &[9; PLAIN_BYTES + TAG_BYTES][..])));
+        for end in 0..datagram.len() {
+            assert!(SealedHeader::parse(&datagram[..end]).is_err(), "cut at {end}");
+        }
+        for at in 0..8 {
+            let mut damaged = datagram.clone();
+            damaged[at] ^= 1;
+            assert!(matches!(SealedHeader::parse(&damaged), Err(DecodeError::Tag { .. })), "byte {at}");
+        }
+        datagram.push(0);
+        assert!(matches!(SealedHeader::parse(&datagram), Err(DecodeError::Trailing { got: 1, .. })));
+    }
+
+    fn any_heartbeat() -> impl Strategy<Value = Heartbeat> {
+        let stamp = || any::<(u64, u64)>().prop_map(|(number, sent_us)| Stamp { number, sent_us });
+        let heard = (stamp(), any::<u32>()).prop_map(|(stamp, age_us)| Heard { stamp, age_us });
+        let held = any::<(u64, u32)>().prop_map(|(grant, promise_ms)| HeldRight { grant, promise_ms });
+        let options = (prop::option::of(heard), prop::option::of(stamp()), prop::option::of(held));
+        (any_member(), any::<(bool, bool, bool, u64, u64)>(), stamp(), options, 256..=768_u16).prop_map(
+            |(sender, (alone, exclusive, not_heard, epoch, highest), stamp, (heard, answers, held), link_factor)| {
+                let role = Role::Active;
+                let (epoch, highest_epoch) = (Epoch(epoch), Epoch(highest));
+                Heartbeat {
+                    sender,
+                    role,
+                    alone,
+                    exclusive,
+                    not_heard,
+                    epoch,
+                    highest_epoch,
+                    stamp,
+                    heard,
+                    answers,
+                    held,
+                    link_factor,
+                }
+            },
+        )
+    }
+
+    proptest! {
+        #[test]
+        fn heartbeats_round_trip(heartbeat in any_heartbeat()) {
+            prop_assert_eq!(heartbeat.to_bytes().len(), PLAIN_BYTES);
+            round_trip(&heartbeat)?;
+        }
+
+        #[test]
+        fn any_bytes_are_an_error_or_canonical(mut bytes in prop::collection::vec(any::<u8>(), PLAIN_BYTES)) {
+            canonical::<Heartbeat>(&bytes)?;
+            bytes[..8].copy_from_slice(&sample().to_bytes()[..8]);
+            bytes[88..].fill(0);
+            canonical::<Heartbeat>(&bytes)?;
+        }
     }
 }

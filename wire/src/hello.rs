@@ -199,3 +199,114 @@ fn read_bit(r: &mut Reader<'_>, what: &'static str, expected: &'static str) -> R
         got => Err(DecodeError::Tag { what, got: got.into(), expected }),
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use proptest::prelude::*;
+
+    use super::*;
+    use crate::testing::golden;
+
+    const OURS: VersionRange = VersionRange { min: 2, max: 4 };
+
+    fn sample(versions: VersionRange) -> Hello {
+        Hello {
+            versions,
+            pair: "contact-center".into(),
+            member: MemberId::B,
+            instance: 0x0102_0304_0506_0708,
+            lane: LaneKind::Ds,
+            path: PathKind::Aux,
+            speaker: Speaker::Supervisor,
+        }
+    }
+
+    #[test]
+    fn golden_hello() {
+        golden("hello", &sample(VERSIONS).to_bytes());
+    }
+
+    #[test]
+    fn a_hello_round_trips_and_every_part_of_it_waits_for_the_rest() {
+        for lane in LaneKind::ALL {
+            for (path, speaker) in [(PathKind::Main, Speaker::Worker), (PathKind::Aux, Speaker::Supervisor)] {
+                let hello = Hello { lane, path, speaker, ..sample(OURS) };
+                let mut bytes = hello.to_bytes();
+                let end = bytes.len();
+                for cut in 0..end {
+                    assert_eq!(Hello::parse(&bytes[..cut], OURS), Ok(None), "cut at {cut}");
+                }
+                bytes.extend_from_slice(b"what follows");
+                assert_eq!(Hello::parse(&bytes, OURS), Ok(Some((hello, ProtocolVersion(4), end))));
+            }
+        }
+    }
+
+    #[test]
+    fn no_common_version_names_both_ranges_w41() {
+        for (min, max, text) in [(5, 9, "5 to 9"), (1, 1, "1"), (0, 1, "0 to 1")] {
+            let theirs = VersionRange { min, max };
+            assert_eq!(negotiate(OURS, theirs), Err(HelloError::Versions { ours: OURS, theirs }));
+            let mut bytes = sample(theirs).to_bytes();
+            bytes[10..].fill(0xff);
+            let error = Hello::parse(&bytes, OURS).unwrap_err();
+            assert_eq!(error, HelloError::Versions { ours: OURS, theirs }, "even where the rest makes no sense");
+            let message = error.to_string();
+            assert!(message.contains(&format!("version {text}, this member 2 to 4")), "{message}");
+        }
+        for (min, max, common) in [(1, 2, 2), (3, 3, 3), (4, 9, 4), (1, 9, 4)] {
+            assert_eq!(negotiate(OURS, VersionRange { min, max }), Ok(ProtocolVersion(common)));
+        }
+    }
+
+    #[test]
+    fn a_range_that_is_none_is_refused_w41() {
+        let theirs = VersionRange { min: 4, max: 3 };
+        assert!(negotiate(OURS, theirs).is_err());
+    }
+
+    #[test]
+    fn a_newer_peer_may_say_more_and_an_equal_one_may_not_w42() {
+        for (max, more) in [(4, false), (5, true)] {
+            let hello = sample(VersionRange { min: 2, max });
+            let mut bytes = hello.to_bytes();
+            bytes.push(1);
+            bytes[4] += 1;
+            assert_eq!(Hello::parse(&bytes, OURS).is_ok(), more);
+        }
+    }
+
+    #[test]
+    fn what_cannot_become_a_hello_is_refused_at_once_w40() {
+        assert_eq!(Hello::parse(b"G", OURS), Err(HelloError::Magic { got: [b'G', 0, 0, 0] }));
+        assert_eq!(Hello::parse(b"RPHX", OURS), Err(HelloError::Magic { got: *b"RPHX" }));
+        let long = [b"RPHI".as_slice(), &1019_u16.to_le_bytes()].concat();
+        assert_eq!(Hello::parse(&long, OURS), Err(HelloError::TooLong { got: 1025 }));
+        let longest = Hello { pair: "ä".repeat(400), ..sample(OURS) }.to_bytes();
+        assert!(longest.len() <= MAX_HELLO_BYTES);
+        assert_eq!(Hello::parse(&longest, OURS).unwrap().unwrap().0.pair, "ä".repeat(127));
+    }
+
+    proptest! {
+        #[test]
+        fn any_bytes_never_panic(mut bytes: Vec<u8>, framed: bool) {
+            if framed && bytes.len() > 9 {
+                let body = (bytes.len() - HEADER_BYTES) as u16;
+                bytes[..4].copy_from_slice(&MAGIC);
+                bytes[4..6].copy_from_slice(&body.to_le_bytes());
+                bytes[6..10].copy_from_slice(&[2, 0, 4, 0]);
+            }
+            let _ = Hello::parse(&bytes, OURS);
+        }
+
+        #[test]
+        fn a_flipped_hello_is_an_error_or_another_hello(bit in 0..(52_usize * 8)) {
+            let (hello, mut bytes) = (sample(OURS), sample(OURS).to_bytes());
+            let bit = bit % (bytes.len() * 8);
+            bytes[bit / 8] ^= 1 << (bit % 8);
+            if let Ok(Some((other, _, _))) = Hello::parse(&bytes, OURS) {
+                prop_assert_ne!(other, hello);
+            }
+        }
+    }
+}

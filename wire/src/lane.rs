@@ -246,7 +246,11 @@ impl<'a> Message<'a> {
         out[start..start + MESSAGE_HEADER_BYTES].copy_from_slice(&header);
     }
 
-    fn decode(kind: MessageKind, body: &'a [u8]) -> Result<Self, DecodeError> {
+    /// Reads the body of a message of this kind; bodies marked opaque are given as they are.
+    ///
+    /// # Errors
+    /// [`DecodeError`] names the field, with got and expected.
+    pub fn decode(kind: MessageKind, body: &'a [u8]) -> Result<Self, DecodeError> {
         let mut r = Reader::new(body);
         Ok(match kind {
             MessageKind::Control => Self::Control(body),
@@ -350,5 +354,165 @@ impl LaneParser {
         let Some(kind) = known else { return Err(LaneError::Kind { lane, got: kind }) };
         let Some(body) = rest.get(..got) else { return Ok(None) };
         Ok(Some((Message::decode(kind, body)?, MESSAGE_HEADER_BYTES + got)))
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use proptest::prelude::*;
+
+    use super::*;
+    use crate::testing::golden;
+
+    fn samples() -> [(LaneKind, Message<'static>); 9] {
+        let id = ContentId([3; 32]);
+        [
+            (LaneKind::Ping, Message::Control(b"control")),
+            (LaneKind::Ds, Message::Control(b"")),
+            (LaneKind::Ds, Message::Frame(b"frame")),
+            (LaneKind::Ds, Message::Announce(b"announce")),
+            (LaneKind::Ds, Message::Resync(b"resync")),
+            (LaneKind::Bulk, Message::Resync(b"resync")),
+            (LaneKind::Bulk, Message::Mirror(b"mirror")),
+            (LaneKind::Bulk, Message::Content { id, offset: 4, total: 9, bytes: b"bytes" }),
+            (LaneKind::Bulk, Message::ContentRequest { id, offset: 4 }),
+        ]
+    }
+
+    fn encoded(message: &Message<'_>) -> Vec<u8> {
+        let mut out = Vec::new();
+        message.encode(&mut out);
+        out
+    }
+
+    /// Feeds and polls until the bytes are used up or an error comes.
+    fn parse(parser: &mut LaneParser, mut bytes: &[u8], mut seen: impl FnMut(Message<'_>)) -> Result<(), LaneError> {
+        loop {
+            let taken = parser.feed(bytes);
+            bytes = &bytes[taken..];
+            while let Some(message) = parser.poll()? {
+                seen(message);
+            }
+            if bytes.is_empty() {
+                return Ok(());
+            }
+            assert!(taken > 0, "a parser that has no message takes bytes");
+        }
+    }
+
+    #[test]
+    fn golden_messages() {
+        let all: Vec<u8> = samples().iter().flat_map(|(_, message)| encoded(message)).collect();
+        golden("lane_messages", &all);
+    }
+
+    #[test]
+    fn messages_come_out_as_they_went_in_whatever_the_pieces() {
+        for lane in LaneKind::ALL {
+            let mine: Vec<_> =
+                samples().into_iter().filter(|(on, _)| *on == lane).map(|(_, message)| message).collect();
+            let bytes: Vec<u8> = mine.iter().flat_map(encoded).collect();
+            for piece in 1..bytes.len() {
+                let (mut parser, mut at) = (LaneParser::new(lane), 0);
+                for part in bytes.chunks(piece) {
+                    parse(&mut parser, part, |message| {
+                        assert_eq!(message, mine[at]);
+                        at += 1;
+                    })
+                    .unwrap();
+                }
+                assert_eq!((at, parser.buffered_bytes()), (mine.len(), 0));
+            }
+        }
+    }
+
+    #[test]
+    fn a_kind_is_refused_on_a_lane_it_does_not_belong_on_w51() {
+        for lane in LaneKind::ALL {
+            for got in 0..=255 {
+                let mut bytes = message_header(MessageKind::Control, 8);
+                bytes[4] = got;
+                let mut parser = LaneParser::new(lane);
+                parser.feed(&bytes);
+                let belongs = samples().iter().any(|(on, message)| *on == lane && message.kind() as u8 == got);
+                let polled = parser.poll();
+                assert_eq!(polled, if belongs { Ok(None) } else { Err(LaneError::Kind { lane, got }) });
+            }
+        }
+    }
+
+    #[test]
+    fn a_length_over_the_bound_is_refused_before_its_bytes_come_w50_w52() {
+        for lane in LaneKind::ALL {
+            let max = lane.max_body_bytes();
+            let kind = if lane == LaneKind::Bulk { MessageKind::Resync } else { MessageKind::Control };
+            let mut parser = LaneParser::new(lane);
+            parser.feed(&message_header(kind, max + 1));
+            let refused = LaneError::TooLong { lane, got: max + 1, max };
+            assert_eq!(parser.poll(), Err(refused.clone()));
+            assert_eq!(parser.poll(), Err(refused), "and for good");
+
+            let mut parser = LaneParser::new(lane);
+            assert_eq!(parser.feed(&message_header(kind, max)), MESSAGE_HEADER_BYTES);
+            assert!(parser.buffer.capacity() < 64, "memory only for what has come");
+            let rest = vec![0; max + 10];
+            assert_eq!(parser.feed(&rest), max, "no more than one message");
+            assert!(parser.buffer.capacity() <= MESSAGE_HEADER_BYTES + max);
+            assert!(matches!(parser.poll(), Ok(Some(_))));
+        }
+    }
+
+    #[test]
+    fn the_bounds_hold_what_the_lanes_carry_w50() {
+        assert!(LaneKind::Ping.max_body_bytes() >= crate::control_codec::MAX_CONTROL_BYTES);
+        assert!(LaneKind::Ds.max_body_bytes() >= MAX_FRAME_BYTES);
+        let bulk = LaneKind::Bulk.max_body_bytes();
+        for most in [crate::mirror::MAX_MESSAGE_BYTES, crate::resync::MAX_MESSAGE_BYTES] {
+            assert!(bulk >= most);
+        }
+    }
+
+    #[test]
+    fn content_keeps_within_its_length_w53() {
+        let id = ContentId([3; 32]);
+        let max = MAX_VALUE_BYTES as u64;
+        for (message, what) in [
+            (Message::Content { id, offset: 0, total: max + 1, bytes: b"" }, "content.total"),
+            (Message::Content { id, offset: 5, total: 4, bytes: b"" }, "content.offset"),
+            (Message::Content { id, offset: 4, total: 5, bytes: b"xx" }, "content.end"),
+            (Message::Content { id, offset: u64::MAX, total: 5, bytes: b"xx" }, "content.offset"),
+            (Message::ContentRequest { id, offset: max + 1 }, "content_request.offset"),
+        ] {
+            let bytes = encoded(&message);
+            let error = parse(&mut LaneParser::new(LaneKind::Bulk), &bytes, |_| ()).unwrap_err();
+            assert!(
+                matches!(&error, LaneError::Body(DecodeError::TooLong { what: field, .. }) if *field == what),
+                "{error}"
+            );
+        }
+        let part = vec![0; MAX_CONTENT_CHUNK_BYTES + 1];
+        let bytes = encoded(&Message::Content { id, offset: 0, total: max, bytes: &part });
+        assert!(parse(&mut LaneParser::new(LaneKind::Bulk), &bytes, |_| ()).is_err());
+    }
+
+    #[test]
+    fn lanes_have_their_names() {
+        for lane in LaneKind::ALL {
+            assert_eq!(LaneKind::from_alpn(lane.alpn()), Some(lane));
+            assert_eq!(lane.alpn(), format!("ringpair/{}", lane.name()).as_bytes());
+        }
+        assert_eq!(LaneKind::from_alpn(b"h2"), None);
+    }
+
+    proptest! {
+        #[test]
+        fn any_bytes_never_panic(pieces in prop::collection::vec(any::<Vec<u8>>(), 0..8), lane in 0..3_usize) {
+            let mut parser = LaneParser::new(LaneKind::ALL[lane]);
+            for piece in pieces {
+                if parse(&mut parser, &piece, |_| ()).is_err() {
+                    break;
+                }
+            }
+        }
     }
 }

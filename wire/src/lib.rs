@@ -8,6 +8,7 @@ pub mod checksum;
 pub mod codec;
 pub mod compress;
 pub mod control;
+pub mod control_codec;
 pub mod ds;
 pub mod dscp;
 pub mod frame;
