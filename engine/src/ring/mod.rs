@@ -12,7 +12,11 @@
 mod buf;
 mod op;
 mod plain;
+mod plain_files;
 mod registry;
+mod slot;
+#[cfg(test)]
+mod tests;
 mod uring;
 mod waker;
 

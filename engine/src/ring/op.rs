@@ -22,7 +22,7 @@ pub const MAX_SLICES: usize = 64;
 /// cancellation reaches every operation that carries the token.
 ///
 /// From the top: owner (8 bits), kind (8), tag (16), index (32).
-#[derive(Clone, Copy, PartialEq, Eq, Hash)]
+#[derive(Clone, Copy, Default, PartialEq, Eq, Hash)]
 pub struct Token(pub u64);
 
 impl Token {
@@ -231,6 +231,11 @@ pub enum Op {
         /// A regular file.
         fd: Fd,
     },
+    /// Makes a file, or the names in a directory, durable. An error is final.
+    Fsync {
+        /// A regular file or a directory.
+        fd: Fd,
+    },
     /// Completes once when the descriptor can be read or has failed; the result is the poll mask.
     PollReadable {
         /// Anything that can be polled: fanotify, pidfd, pipe, socket.
@@ -265,7 +270,35 @@ impl Op {
             | Self::WriteAt { fd, .. }
             | Self::WriteSynced { fd, .. }
             | Self::Fdatasync { fd }
+            | Self::Fsync { fd }
             | Self::PollReadable { fd } => fd,
+        }
+    }
+
+    /// Whether it works on a file, and so always runs to its end once begun.
+    pub(super) fn is_on_file(&self) -> bool {
+        matches!(
+            self,
+            Self::ReadAt { .. }
+                | Self::WriteAt { .. }
+                | Self::WriteSynced { .. }
+                | Self::Fdatasync { .. }
+                | Self::Fsync { .. }
+        )
+    }
+
+    /// Whether it waits for the descriptor to become writable, not readable.
+    pub(super) fn sends(&self) -> bool {
+        matches!(self, Self::Send { .. } | Self::SendTo { .. } | Self::Connect { .. })
+    }
+
+    /// The bytes of all slices of a send or write.
+    pub(super) fn total_bytes(&self) -> usize {
+        match self {
+            Self::Send { slices, .. } | Self::WriteAt { slices, .. } | Self::WriteSynced { slices, .. } => {
+                slices.iter().map(Shared::len).sum()
+            }
+            _ => 0,
         }
     }
 
