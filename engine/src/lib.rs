@@ -1,5 +1,6 @@
 //! The ringpair sidecar: keeps a backup host identical to an active one and takes over from it.
 pub mod api;
+pub mod cli;
 pub mod config;
 pub mod ds;
 pub mod hooks;
@@ -8,4 +9,3 @@ pub mod keys;
 pub mod mirror;
 pub mod ring;
 pub mod supervisor;
-pub mod transport;

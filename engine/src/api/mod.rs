@@ -6,26 +6,43 @@
 
 pub mod auth;
 pub mod backend;
+mod ds;
 pub mod events;
 mod http;
 mod metrics;
+mod params;
+pub mod query;
+mod routes;
 pub mod server;
+mod sse;
 pub mod status;
+
+use std::sync::Arc;
+
+use tokio::sync::Semaphore;
 
 pub use backend::{Backend, Failure, Request};
 pub use events::{Event, EventLog};
 pub use status::{Status, StatusCell};
 
-/// The routes of the API over `backend`.
+/// How many answers may be streams (watches, followed events, exports) at a time; beyond, callers are answered 429.
+pub const MAX_STREAMS: usize = 64;
+
+/// What the handlers share.
+#[derive(Clone)]
+struct Api {
+    backend: Backend,
+    /// KiB that bodies on their way may take together.
+    bodies: Arc<Semaphore>,
+    streams: Arc<Semaphore>,
+}
+
+/// The routes of the API over `backend`, for [`server::serve`].
 #[must_use]
 pub fn router(backend: Backend) -> axum::Router {
-    use axum::{extract::State, routing::get};
-    async fn show_metrics(State(backend): State<Backend>) -> String {
-        let role = backend.role().await.unwrap_or_default();
-        metrics::render(&backend.status(), &role)
-    }
-    async fn show_status(State(backend): State<Backend>) -> axum::response::Response {
-        http::ok(&*backend.status())
-    }
-    axum::Router::new().route("/metrics", get(show_metrics)).route("/v1/status", get(show_status)).with_state(backend)
+    let bodies = Arc::new(Semaphore::new(ds::BODY_BUDGET_KIB));
+    routes::router(Api { backend, bodies, streams: Arc::new(Semaphore::new(MAX_STREAMS)) })
 }
+
+#[cfg(test)]
+mod tests;

@@ -51,6 +51,8 @@
 
 use std::ops::RangeInclusive;
 
+use ringpair_wire::dscp::Dscp;
+
 /// The port that members meet on (PAR-106).
 pub const PORT: u16 = 3633;
 /// `storage.journal_max_bytes`.
@@ -88,11 +90,11 @@ pub const HOOK_TIMEOUT_S: u64 = 10;
 /// Permitted: up to an hour.
 pub const HOOK_TIMEOUT_S_RANGE: RangeInclusive<u64> = 1..=3600;
 /// `transport.dscp.ping`.
-pub const DSCP_PING: &str = "AF41";
+pub const DSCP_PING: Dscp = Dscp::AF41;
 /// `transport.dscp.ds`.
-pub const DSCP_DS: &str = "AF31";
+pub const DSCP_DS: Dscp = Dscp::AF31;
 /// `transport.dscp.bulk`.
-pub const DSCP_BULK: &str = "LE";
+pub const DSCP_BULK: Dscp = Dscp::LE;
 /// `transport.congestion.ds` and `.bulk`.
 pub const CONGESTION: &str = "cubic";
 /// Permitted: unlimited (0) to 100 Gbyte/s.

@@ -9,14 +9,18 @@ use std::{
     time::Duration,
 };
 
-use ringpair_wire::id::{AckLevel, MemberId};
+use ringpair_wire::{
+    dscp::Dscp,
+    id::{AckLevel, MemberId},
+};
 use toml::Value;
+
+use crate::ds::params;
 
 use super::{defaults, problem::Problems, reader::Reader, types::*};
 
-/// Parameters whose values are lists of mirrored directories (PAR-063, 064, 066, 067, 068).
-const DIRECTORY_PARAMETERS: [&str; 5] =
-    ["CustomMirrorDir", "InitialMirrorDir", "Handler Path", "Resource Path", "I3Tables Path"];
+/// Parameters that name mirrored directories: PAR-063, PAR-064, PAR-066, PAR-067, PAR-068.
+const DIRECTORY_PARAMETERS: [u16; 5] = [63, 64, 66, 67, 68];
 
 /// This host's name.
 #[must_use]
@@ -291,34 +295,15 @@ fn transport(r: &mut Reader) -> Transport {
     Transport { dscp, congestion, bulk_rate_bytes_per_s: Some(rate).filter(|rate| *rate > 0) }
 }
 
-/// A class name or a number from 0 to 63 (PAR-054).
-fn dscp(r: &mut Reader, key: &str, default: &str) -> u8 {
-    let code = |text: &str| -> Result<u8, String> {
-        let upper = text.to_ascii_uppercase();
-        let digits = |rest: &str| rest.bytes().map(|b| b.wrapping_sub(b'0')).collect::<Vec<_>>();
-        let found = match upper.as_str() {
-            "EF" => Some(46),
-            "LE" => Some(1),
-            "VA" => Some(44),
-            name => {
-                match (name.strip_prefix("AF").map(digits).as_deref(), name.strip_prefix("CS").map(digits).as_deref()) {
-                    (Some([class @ 1..=4, drop @ 1..=3]), _) => Some(class * 8 + drop * 2),
-                    (_, Some([class @ 0..=7])) => Some(class * 8),
-                    _ => name.parse().ok().filter(|code| *code < 64),
-                }
-            }
-        };
-        found.ok_or_else(|| "must be a class (AF11 to AF43, CS0 to CS7, EF, LE) or a number from 0 to 63".into())
-    };
-    let number = r.peek_integer(key);
-    if let Some(number) = number {
-        r.take(key);
-        return u8::try_from(number).ok().filter(|code| *code < 64).unwrap_or_else(|| {
-            r.problem(key, &number.to_string(), "must be a class name or a number from 0 to 63", default);
-            0
-        });
-    }
-    r.parsed(key, &format!("\"{default}\""), code).unwrap_or_else(|| code(default).unwrap_or(0))
+/// A class name or a number from 0 to 63, with or without quotes (PAR-054).
+fn dscp(r: &mut Reader, key: &str, default: Dscp) -> Dscp {
+    let Some(value) = r.take(key) else { return default };
+    let text = value.as_str().map_or_else(|| value.to_string(), str::to_owned);
+    text.parse().unwrap_or_else(|_| {
+        let expected = "must be a class (CS0 to CS7, AF11 to AF43, EF, VA, LE) or a number from 0 to 63";
+        r.problem(key, &value.to_string(), expected, &format!("\"{default}\""));
+        default
+    })
 }
 
 fn congestion(r: &mut Reader, key: &str) -> String {
@@ -377,9 +362,26 @@ fn parameters(r: &mut Reader) -> Vec<(String, String)> {
                 continue;
             }
         };
+        check_parameter(r, &name, &text);
         parameters.push((name, text));
     }
     parameters
+}
+
+/// A parameter given here is checked as one given to `params set`; a withdrawn one is no error (PAR-110).
+fn check_parameter(r: &mut Reader, name: &str, text: &str) {
+    let key = format!("parameters.{name:?}");
+    match params::find(name) {
+        Ok(spec) => {
+            if let Err(error) = params::value::parse(spec, text) {
+                r.problem(&key, &format!("{text:?}"), &error.expected, &error.hint);
+            }
+        }
+        Err(params::ParamError::Unknown { near, .. }) => {
+            r.problem(&key, &format!("{text:?}"), "is not a parameter that ringpair knows", &near);
+        }
+        Err(_) => {}
+    }
 }
 
 /// Reads `HOST`, `HOST:PORT`, `ADDRESS:PORT`, `[ADDRESS]:PORT`.
@@ -426,35 +428,33 @@ fn contradictions(r: &mut Reader, config: &Config) {
         }
     }
     for (name, value) in &config.parameters {
-        if DIRECTORY_PARAMETERS.iter().any(|known| known.eq_ignore_ascii_case(name.trim())) {
-            inside_mirror(r, config, name, value);
+        let listed = params::find(name).is_ok_and(|spec| DIRECTORY_PARAMETERS.contains(&spec.id.0));
+        for directory in params::value::parse_directories(value).iter().filter(|_| listed) {
+            inside_mirror(r, config, name, &directory.path);
         }
     }
 }
 
 /// Storage and keys never lie inside a mirrored directory, and no mirrored directory inside storage (OPS-094).
-fn inside_mirror(r: &mut Reader, config: &Config, name: &str, list: &str) {
-    for entry in list.split(';').map(str::trim).filter(|entry| !entry.is_empty()) {
-        let directory = entry.strip_prefix('+').unwrap_or(entry).trim();
-        if !directory.starts_with('/') {
-            continue;
-        }
-        let mirrored = real(&config.mirror.root.join(directory.trim_start_matches('/')));
-        let storage = real(&config.storage.dir);
-        let (value, parameter) = (format!("\"{}\"", config.storage.dir.display()), format!("{name} {entry:?}"));
-        if !config.storage.dir.as_os_str().is_empty()
-            && (storage.starts_with(&mirrored) || mirrored.starts_with(&storage))
-        {
-            let expected = format!("must lie outside every mirrored directory, but overlaps with {parameter}");
-            r.problem("storage.dir", &value, &expected, "a directory of its own, such as \"/var/lib/ringpair\"");
-        }
-        let keys = real(&config.security.dir);
-        if config.security.mode == SecurityMode::MutualTls && keys.starts_with(&mirrored) {
-            let value = format!("\"{}\"", config.security.dir.display());
-            let expected =
-                format!("must lie outside every mirrored directory, but is inside {parameter}: keys do not travel");
-            r.problem("security.dir", &value, &expected, "a directory that is not mirrored");
-        }
+fn inside_mirror(r: &mut Reader, config: &Config, name: &str, directory: &str) {
+    // Drive paths (PAR-010) are mapped elsewhere; they cannot name storage.
+    if !directory.starts_with('/') {
+        return;
+    }
+    let mirrored = real(&config.mirror.root.join(directory.trim_start_matches('/')));
+    let storage = real(&config.storage.dir);
+    let (value, parameter) = (format!("\"{}\"", config.storage.dir.display()), format!("{name} {directory:?}"));
+    if !config.storage.dir.as_os_str().is_empty() && (storage.starts_with(&mirrored) || mirrored.starts_with(&storage))
+    {
+        let expected = format!("must lie outside every mirrored directory, but overlaps with {parameter}");
+        r.problem("storage.dir", &value, &expected, "a directory of its own, such as \"/var/lib/ringpair\"");
+    }
+    let keys = real(&config.security.dir);
+    if config.security.mode == SecurityMode::MutualTls && keys.starts_with(&mirrored) {
+        let value = format!("\"{}\"", config.security.dir.display());
+        let expected =
+            format!("must lie outside every mirrored directory, but is inside {parameter}: keys do not travel");
+        r.problem("security.dir", &value, &expected, "a directory that is not mirrored");
     }
 }
 

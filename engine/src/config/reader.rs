@@ -129,11 +129,6 @@ impl Reader {
         self.given.contains(key)
     }
 
-    /// The whole number at `key`, if there is one; it stays in the document.
-    pub(super) fn peek_integer(&self, key: &str) -> Option<i64> {
-        self.peek(key)?.as_integer()
-    }
-
     fn peek(&self, key: &str) -> Option<&Value> {
         let mut parts = key.split('.');
         let first = self.table.get(parts.next()?)?;

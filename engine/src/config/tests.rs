@@ -2,7 +2,7 @@
 
 use std::path::Path;
 
-use ringpair_wire::id::MemberId;
+use ringpair_wire::{dscp::Dscp, id::MemberId};
 
 use super::*;
 
@@ -30,5 +30,5 @@ fn three_sections_suffice() {
     assert_eq!(config.member, MemberId::A);
     assert_eq!(config.peer().address.to_string(), "10.60.0.3:3633");
     assert!(!config.own().has_aux());
-    assert_eq!(config.transport.dscp, LaneDscp { ping: 34, ds: 26, bulk: 1 });
+    assert_eq!(config.transport.dscp, LaneDscp { ping: Dscp::AF41, ds: Dscp::AF31, bulk: Dscp::LE });
 }

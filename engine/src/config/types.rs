@@ -10,7 +10,10 @@ use std::{
     time::Duration,
 };
 
-use ringpair_wire::id::{AckLevel, MemberId};
+use ringpair_wire::{
+    dscp::Dscp,
+    id::{AckLevel, MemberId},
+};
 
 /// The configuration of one member (interface §3).
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -326,15 +329,15 @@ pub struct Transport {
     pub bulk_rate_bytes_per_s: Option<u64>,
 }
 
-/// The mark of each lane, 0 to 63 (REP-304).
+/// The mark of each lane (REP-304).
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct LaneDscp {
     /// The ping lanes and heartbeat datagrams.
-    pub ping: u8,
+    pub ping: Dscp,
     /// The ds lane.
-    pub ds: u8,
+    pub ds: Dscp,
     /// The bulk lanes.
-    pub bulk: u8,
+    pub bulk: Dscp,
 }
 
 /// The congestion control of each lane, as the kernel names it.
