@@ -53,7 +53,9 @@ pub(super) async fn set(
         Json::Number(number) => number.to_string(),
         Json::Bool(on) => if on { "Yes" } else { "No" }.to_owned(),
         other => {
-            return Err(Failure::Malformed(format!("\"value\" is {other}, expected a text. Try: {{\"value\":\"10\"}}")));
+            return Err(Failure::Malformed(format!(
+                "\"value\" is {other}, expected a text. Try: {{\"value\":\"10\"}}"
+            )));
         }
     };
     let operation = params::set(&api.backend.tree().snapshot(), &name, &text)?;
