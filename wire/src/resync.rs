@@ -6,12 +6,11 @@
 //! container with a million children is split like anything else. Never: a message that depends on an earlier one — the
 //! leader keeps no state but its snapshot. Layout: SPEC.md, resynchronization.
 
-use std::sync::Arc;
-
 use crate::{
     codec::{Codec, DecodeError, Reader, Writer},
-    ds::{Attribute, Attributes, CONTENT_FROM_BYTES, MAX_NAME_BYTES, MAX_VALUE_BYTES, Object, Value, fold},
+    ds::Object,
     id::Position,
+    record::MAX_RECORD_BYTES,
 };
 
 /// The greatest number of nodes that one request asks about.
@@ -20,12 +19,12 @@ pub const MAX_NODES: usize = 64;
 pub const MAX_BUCKET_ITEMS: usize = 256;
 /// The greatest number of ranges in one request for objects.
 pub const MAX_RANGES: usize = 1024;
-/// An answer with objects ends with the group of objects that reaches this size, in bytes.
+/// An answer with objects holds at most this many bytes of them, or one group of objects that share a hash.
 pub const BATCH_BYTES: usize = 128 << 10;
-/// The greatest encoded size of one object, in bytes.
-pub const MAX_OBJECT_BYTES: usize = 4 << 20;
-/// The greatest encoded size of a message, in bytes.
-pub const MAX_MESSAGE_BYTES: usize = MAX_OBJECT_BYTES + 2 * BATCH_BYTES;
+/// The greatest encoded size of the objects that share a hash (nearly always one), in bytes: what a record can carry.
+pub const MAX_GROUP_BYTES: usize = MAX_RECORD_BYTES;
+/// The greatest encoded size of a message, in bytes: it fits where a frame fits.
+pub const MAX_MESSAGE_BYTES: usize = MAX_GROUP_BYTES + 64;
 
 /// The depth at which a prefix is a whole hash.
 pub const MAX_PREFIX_DEPTH: u8 = 16;
@@ -150,7 +149,8 @@ pub enum ResyncMessage {
         /// Which, at most [`MAX_RANGES`], none empty.
         ranges: Vec<HashRange>,
     },
-    /// Answer to `AskObjects`: whole groups of equal hash, in the order of the ranges, until [`BATCH_BYTES`] are full.
+    /// Answer to `AskObjects`: whole groups of equal hash, in the order of the ranges: [`BATCH_BYTES`] at most,
+    /// or one group.
     Objects {
         /// The number of the request.
         request: u32,
@@ -210,7 +210,7 @@ impl Codec for ResyncMessage {
                 writer.u32(*ranges_done);
                 writer.option(*resume_at, Writer::u64);
                 writer.count(objects.len());
-                objects.iter().for_each(|object| encode_object(object, writer));
+                objects.iter().for_each(|object| object.encode(writer));
             }
         }
     }
@@ -262,7 +262,7 @@ impl Codec for ResyncMessage {
                 let resume_at = reader.option("resync resume", |reader| reader.u64("resync resume"))?;
                 // The least object: a path of two bytes, an empty class, no attribute, a version.
                 let count = reader.count("resync objects", MAX_MESSAGE_BYTES, 2 + 1 + 1 + 1 + 16)?;
-                let objects = (0..count).map(|_| decode_object(reader)).collect::<Result<_, _>>()?;
+                let objects = (0..count).map(|_| Object::decode(reader)).collect::<Result<_, _>>()?;
                 Self::Objects { request, objects, ranges_done, resume_at }
             }
             got => return Err(DecodeError::Tag { what: "resync kind", got: got.into(), expected: "0 to 7" }),
@@ -330,75 +330,4 @@ fn read_range(reader: &mut Reader<'_>) -> Result<HashRange, DecodeError> {
         });
     }
     Ok(range)
-}
-
-/// Appends an object whole: path, class, version, attributes in the order of their folded names.
-pub fn encode_object(object: &Object, writer: &mut Writer<'_>) {
-    writer.path(&object.path);
-    writer.text(&object.class);
-    writer.version(object.version);
-    writer.count(object.attributes.len());
-    for attribute in object.attributes.values() {
-        writer.text(&attribute.name);
-        writer.count(attribute.values.len());
-        for value in &attribute.values {
-            match value {
-                Value::Text(text) => {
-                    writer.u8(0);
-                    writer.text(text);
-                }
-                Value::Bytes(bytes) => {
-                    writer.u8(1);
-                    writer.blob(bytes);
-                }
-                Value::Content { id, len, text } => {
-                    writer.u8(if *text { 2 } else { 3 });
-                    writer.content_id(*id);
-                    writer.varint(*len);
-                }
-            }
-        }
-    }
-}
-
-/// Reads what [`encode_object`] wrote.
-///
-/// # Errors
-/// [`DecodeError`]: also for the root, names or values over their bounds, attributes out of order, and empty lists.
-pub fn decode_object(reader: &mut Reader<'_>) -> Result<Object, DecodeError> {
-    let path = reader.path("object path")?;
-    if path.is_root() {
-        return Err(DecodeError::Invalid { what: "object path", why: "the root is no object".into() });
-    }
-    let class: Arc<str> = reader.text("object class", MAX_NAME_BYTES)?.into();
-    let version = reader.version("object version")?;
-    let count = reader.count("object attributes", MAX_OBJECT_BYTES, 4)?;
-    let mut attributes = Attributes::new();
-    for _ in 0..count {
-        let name = reader.text("attribute name", MAX_NAME_BYTES)?;
-        let values = reader.count("attribute values", MAX_OBJECT_BYTES, 2)?;
-        if name.is_empty() || values == 0 {
-            return Err(DecodeError::Invalid { what: "attribute", why: format!("{name:?} has {values} values") });
-        }
-        let key = fold(name);
-        if attributes.last_key_value().is_some_and(|(last, _)| *last >= key) {
-            return Err(DecodeError::Invalid { what: "attribute", why: format!("{name:?} is out of order") });
-        }
-        let values = (0..values).map(|_| decode_value(reader)).collect::<Result<_, _>>()?;
-        attributes.insert(key, Attribute { name: name.into(), values });
-    }
-    Ok(Object { path, class, attributes, version })
-}
-
-fn decode_value(reader: &mut Reader<'_>) -> Result<Value, DecodeError> {
-    Ok(match reader.u8("value kind")? {
-        0 => Value::Text(reader.text("text value", CONTENT_FROM_BYTES)?.into()),
-        1 => Value::Bytes(reader.blob("bytes value", CONTENT_FROM_BYTES)?.into()),
-        kind @ (2 | 3) => {
-            let id = reader.content_id("content id")?;
-            let len = reader.length("content length", MAX_VALUE_BYTES)? as u64;
-            Value::Content { id, len, text: kind == 2 }
-        }
-        got => return Err(DecodeError::Tag { what: "value kind", got: got.into(), expected: "0 to 3" }),
-    })
 }

@@ -7,14 +7,17 @@
 use std::{collections::BTreeMap, sync::Arc};
 
 use ringpair_wire::{
-    ds::{Attribute, Attributes, CONTENT_FROM_BYTES, Change, DsPath, MAX_NAME_BYTES, PathError, Value, fold},
+    codec::MAX_PATH_BYTES,
+    ds::{self, Attribute, Attributes, CONTENT_FROM_BYTES, Change, DsPath, MAX_NAME_BYTES, PathError, Value, fold},
     id::Version,
+    record::{MAX_LIST, MAX_RECORD_BYTES},
 };
 
 use crate::ds::tree::TreeSnapshot;
 
-/// The greatest sum of the names and inline values of one object, in bytes: what one record must be able to carry.
-pub const MAX_OBJECT_BYTES: usize = 1 << 20;
+/// The greatest sum of the names and inline values of one object, in bytes: with the longest path, one record carries it.
+pub const MAX_OBJECT_BYTES: usize = 960 << 10;
+const _: () = assert!(MAX_OBJECT_BYTES + MAX_PATH_BYTES + 2 * MAX_NAME_BYTES < MAX_RECORD_BYTES);
 /// The greatest size of one transaction as it comes in, in bytes (interface §2).
 pub const MAX_TRANSACTION_BYTES: usize = 256 << 20;
 /// How many bad operations of a transaction are reported one by one.
@@ -267,6 +270,13 @@ fn put(
         let key = fold(name);
         let now = present.get(&key).map_or(&[][..], |attribute| &attribute.values[..]);
         let attribute = Attribute { name: name.as_str().into(), values: values_after(name, now, edit)? };
+        if attribute.values.len() > MAX_LIST {
+            return Err(EditError::Values {
+                name: name.clone(),
+                problem: format!("{} values, more than {MAX_LIST}", attribute.values.len()),
+                hint: "an object for each of them below this one",
+            });
+        }
         if resolved.insert(key, attribute).is_some() {
             return Err(EditError::Twice(name.clone()));
         }
@@ -335,7 +345,7 @@ fn attribute_bytes(attribute: &Attribute) -> usize {
 /// # Errors
 /// [`EditError::Name`].
 pub fn check_class(class: &str) -> Result<(), EditError> {
-    if class.len() > MAX_NAME_BYTES || class.chars().any(char::is_control) {
+    if !class.is_empty() && ds::check_name(class).is_err() {
         return Err(EditError::Name { what: "class", name: class.into() });
     }
     Ok(())
@@ -347,8 +357,7 @@ pub fn check_class(class: &str) -> Result<(), EditError> {
 /// # Errors
 /// [`EditError::Name`].
 pub fn check_name(name: &str) -> Result<(), EditError> {
-    let bad = name.is_empty() || name.len() > MAX_NAME_BYTES || name.chars().any(|c| c.is_control() || c == '=');
-    if bad {
+    if ds::check_name(name).is_err() || name.contains('=') {
         return Err(EditError::Name { what: "attribute name", name: name.into() });
     }
     Ok(())

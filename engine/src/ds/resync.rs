@@ -15,8 +15,8 @@ use ringpair_wire::{
     ds::{ContentId, DsPath, Object},
     id::{Position, Seq},
     resync::{
-        BATCH_BYTES, HashRange, Item, MAX_BUCKET_ITEMS, MAX_NODES, MAX_OBJECT_BYTES, MAX_RANGES, Prefix, ResyncMessage,
-        Summary, encode_object,
+        BATCH_BYTES, HashRange, Item, MAX_BUCKET_ITEMS, MAX_GROUP_BYTES, MAX_NODES, MAX_RANGES, Prefix, ResyncMessage,
+        Summary,
     },
 };
 
@@ -43,7 +43,7 @@ pub enum ResyncError {
     #[error("{0} objects to be listed at once, more than {MAX_BUCKET_ITEMS}")]
     BucketTooLarge(u64),
     /// An object does not fit into a message.
-    #[error("object {path} takes {bytes} bytes, more than {MAX_OBJECT_BYTES}")]
+    #[error("object {path} takes {bytes} bytes, more than {MAX_GROUP_BYTES}")]
     ObjectTooLarge {
         /// Which object.
         path: DsPath,
@@ -206,22 +206,21 @@ impl ResyncServer {
     fn objects(&self, request: u32, ranges: &[HashRange]) -> Result<ResyncMessage, ResyncError> {
         let (mut objects, mut bytes) = (Vec::new(), 0);
         let mut scratch = Vec::new();
-        for (done, range) in (0_u32..).zip(ranges) {
-            let mut group = None;
-            for place in &self.index.places[self.index.bounds(range.first, range.last)] {
-                if bytes >= BATCH_BYTES && group != Some(place.hash) {
-                    let resume_at = Some(place.hash);
-                    return Ok(ResyncMessage::Objects { request, objects, ranges_done: done, resume_at });
-                }
-                group = Some(place.hash);
+        for (ranges_done, range) in (0_u32..).zip(ranges) {
+            let places = &self.index.places[self.index.bounds(range.first, range.last)];
+            for group in places.chunk_by(|a, b| a.hash == b.hash) {
                 scratch.clear();
-                encode_object(&place.entry, &mut Writer::new(&mut scratch));
-                if scratch.len() > MAX_OBJECT_BYTES {
-                    let path = place.entry.path.clone();
+                group.iter().for_each(|place| place.entry.object().encode(&mut Writer::new(&mut scratch)));
+                let hash = group.first().map(|place| place.hash);
+                if scratch.len() > MAX_GROUP_BYTES {
+                    let path = group.first().map_or_else(DsPath::root, |place| place.entry.path.clone());
                     return Err(ResyncError::ObjectTooLarge { path, bytes: scratch.len() });
                 }
+                if bytes > 0 && bytes + scratch.len() > BATCH_BYTES {
+                    return Ok(ResyncMessage::Objects { request, objects, ranges_done, resume_at: hash });
+                }
                 bytes += scratch.len();
-                objects.push(place.entry.object().clone());
+                objects.extend(group.iter().map(|place| place.entry.object().clone()));
             }
         }
         Ok(ResyncMessage::Objects { request, objects, ranges_done: ranges.len() as u32, resume_at: None })
@@ -469,8 +468,8 @@ impl ResyncClient {
             (None, _) => return Err(contradiction("ranges left over, but no place to go on")),
             (Some(_), []) => return Err(contradiction("a place to go on, but no range left")),
             (Some(at), [next, rest @ ..]) => {
-                let begun = at > next.first;
-                if at < next.first || at > next.last || (done == 0 && !begun) {
+                let nothing = objects.is_empty();
+                if at < next.first || at > next.last || nothing {
                     return Err(contradiction("the place to go on is not in its range, or nothing was answered"));
                 }
                 self.fetch.push_back(HashRange { first: at, last: next.last });
