@@ -5,6 +5,7 @@
 //! that replaying a journal tail, or a notification twice, leaves what it leaves once (REP-006). Nothing here knows a
 //! socket or a role: whether a change may be accepted is decided elsewhere.
 
+pub mod archive;
 pub mod content;
 pub mod digest;
 pub mod edit;
@@ -12,6 +13,7 @@ pub mod json;
 pub mod params;
 
 pub mod resync;
+pub mod store;
 
 pub mod tree;
 

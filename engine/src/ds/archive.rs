@@ -1,0 +1,494 @@
+//! The divergence archive: what this member had accepted and the new active never got (protocol §11).
+//!
+//! Always: an archive is written and synced whole before anything it holds is overwritten; it never expires by itself;
+//! only its owner can read it (mode 0700). Never: an archive that is half there — until it is sealed it has another
+//! name and does not count, since what it would hold is still where it was.
+
+use std::{
+    collections::{HashMap, HashSet},
+    fs::{self, DirBuilder, File, OpenOptions},
+    io::{self, BufReader, BufWriter, Read, Write},
+    os::unix::fs::{DirBuilderExt, OpenOptionsExt},
+    path::{Path, PathBuf},
+    sync::Arc,
+};
+
+use base64::{Engine as _, engine::general_purpose::STANDARD};
+use ringpair_wire::{
+    checksum::checksum,
+    codec::{Codec, DecodeError, Reader, Writer},
+    ds::{Change, ContentId, DsPath, Object, Value},
+    id::{Epoch, Position, Version},
+    record::MAX_RECORD_BYTES,
+};
+use serde_json::{Value as Json, json};
+
+use crate::ds::{
+    json,
+    tree::{Entry, TreeSnapshot},
+};
+
+/// The greatest size of one entry of an archive's log, in bytes.
+const MAX_ENTRY_BYTES: usize = 4 * MAX_RECORD_BYTES;
+/// The greatest length of a file's path, in bytes (PATH_MAX).
+const MAX_FILE_PATH_BYTES: usize = 4096;
+
+/// Why an archive cannot be written or read.
+#[derive(Debug, thiserror::Error)]
+pub enum ArchiveError {
+    /// No room is left: nothing may be overwritten now, the member stays `inactive`.
+    #[error("no room for the divergence archive in {0}. Try: making room there; nothing is overwritten before")]
+    NoRoom(PathBuf),
+    /// The system refused.
+    #[error("divergence archive: {what} {path}: {source}")]
+    Io {
+        /// What was being done.
+        what: &'static str,
+        /// To which file.
+        path: PathBuf,
+        /// What the system said.
+        source: io::Error,
+    },
+    /// The log of an archive is damaged at this entry; those before it can be read.
+    #[error("divergence archive {path} is damaged at entry {entry}: {what}")]
+    Damaged {
+        /// The file.
+        path: PathBuf,
+        /// The entry, from 0.
+        entry: u64,
+        /// What is wrong.
+        what: String,
+    },
+    /// There is no such record or file.
+    #[error("no divergence record or file {0:?}. Try: ringpair divergence ls")]
+    NotFound(String),
+}
+
+fn io_error(what: &'static str, path: &Path) -> impl FnOnce(io::Error) -> ArchiveError {
+    move |source| match source.kind() {
+        io::ErrorKind::StorageFull | io::ErrorKind::QuotaExceeded => ArchiveError::NoRoom(path.to_owned()),
+        _ => ArchiveError::Io { what, path: path.to_owned(), source },
+    }
+}
+
+/// A record that only this member has.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct ArchivedRecord {
+    /// What it is called in `divergence ls`: `ARCHIVE-rNUMBER`.
+    pub id: String,
+    /// Where.
+    pub path: DsPath,
+    /// The version it was accepted as.
+    pub version: Version,
+    /// The whole object as this member had it; `None`: it had been removed, with everything below.
+    pub object: Option<Object>,
+}
+
+/// A file of the mirror that only this member had in this form.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct ArchivedFile {
+    /// What it is called in `divergence ls`: `ARCHIVE-fNUMBER`.
+    pub id: String,
+    /// Its path as the parameters write it; bytes, not always UTF-8.
+    pub path: Vec<u8>,
+    /// Its length.
+    pub bytes: u64,
+    /// Where its content lies.
+    pub stored: PathBuf,
+}
+
+/// What all archives hold together, for `status`.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct ArchiveTotals {
+    /// Records not removed.
+    pub records: u64,
+    /// Files not removed.
+    pub files: u64,
+    /// The bytes of those files.
+    pub bytes: u64,
+    /// The epoch in which the newest archive's records were accepted.
+    pub epoch: Epoch,
+}
+
+#[derive(Clone, Debug)]
+enum LogEntry {
+    Head { epoch: Epoch, common: Position },
+    Record { version: Version, path: DsPath, object: Option<Object> },
+    File { path: Vec<u8>, bytes: u64 },
+}
+
+impl LogEntry {
+    fn encode(&self, bytes: &mut Vec<u8>) {
+        let mut writer = Writer::new(bytes);
+        match self {
+            Self::Head { epoch, common } => {
+                writer.u8(1);
+                writer.epoch(*epoch);
+                writer.position(*common);
+            }
+            Self::Record { version, path, object } => {
+                writer.u8(2);
+                writer.version(*version);
+                writer.path(path);
+                writer.option(object.as_ref(), |writer, object| object.encode(writer));
+            }
+            Self::File { path, bytes } => {
+                writer.u8(3);
+                writer.blob(path);
+                writer.u64(*bytes);
+            }
+        }
+    }
+
+    fn decode(bytes: &[u8]) -> Result<Self, DecodeError> {
+        let mut reader = Reader::new(bytes);
+        let entry = match reader.u8("entry kind")? {
+            1 => Self::Head { epoch: reader.epoch("epoch")?, common: reader.position("common position")? },
+            2 => Self::Record {
+                version: reader.version("version")?,
+                path: reader.path("path")?,
+                object: reader.option("object", Object::decode)?,
+            },
+            3 => Self::File {
+                path: reader.blob("file path", MAX_FILE_PATH_BYTES)?.to_vec(),
+                bytes: reader.u64("file length")?,
+            },
+            got => return Err(DecodeError::Tag { what: "entry kind", got: got.into(), expected: "1 to 3" }),
+        };
+        reader.finish("entry")?;
+        Ok(entry)
+    }
+}
+
+/// All archives of this member. Cheap to clone; its methods block on the disk.
+#[derive(Clone, Debug)]
+pub struct DivergenceArchive {
+    dir: Arc<PathBuf>,
+}
+
+impl DivergenceArchive {
+    /// Opens `<storage>/divergence`, creating it with mode 0700.
+    ///
+    /// # Errors
+    /// [`ArchiveError`].
+    pub fn open(storage: &Path) -> Result<Self, ArchiveError> {
+        let dir = storage.join("divergence");
+        if !dir.is_dir() {
+            let made = DirBuilder::new().recursive(true).mode(0o700).create(&dir);
+            made.map_err(io_error("creating", &dir))?;
+            sync_dir(storage)?;
+        }
+        Ok(Self { dir: Arc::new(dir) })
+    }
+
+    /// Begins an archive of what this member accepted in `epoch` beyond `common`, the last position both histories
+    /// share. An earlier one that was never sealed is dropped: nothing was overwritten after it.
+    ///
+    /// # Errors
+    /// [`ArchiveError::NoRoom`], [`ArchiveError::Io`].
+    pub fn begin(&self, epoch: Epoch, common: Position) -> Result<ArchiveWriter, ArchiveError> {
+        let unsealed = self.dir.join("unsealed");
+        if unsealed.is_dir() {
+            fs::remove_dir_all(&unsealed).map_err(io_error("removing", &unsealed))?;
+        }
+        let number = self.numbers()?.last().map_or(1, |last| last + 1);
+        DirBuilder::new().mode(0o700).create(&unsealed).map_err(io_error("creating", &unsealed))?;
+        let log = create(&unsealed.join("log"))?;
+        let (records, files) = (0, 0);
+        let mut writer =
+            ArchiveWriter { archive: self.clone(), unsealed, number, log: BufWriter::new(log), records, files };
+        writer.append(&LogEntry::Head { epoch, common })?;
+        Ok(writer)
+    }
+
+    /// All records not removed, archive by archive, in the order they were added.
+    ///
+    /// # Errors
+    /// [`ArchiveError`].
+    pub fn records(&self) -> Result<Vec<ArchivedRecord>, ArchiveError> {
+        Ok(self.read_all()?.0)
+    }
+
+    /// All files not removed.
+    ///
+    /// # Errors
+    /// [`ArchiveError`].
+    pub fn files(&self) -> Result<Vec<ArchivedFile>, ArchiveError> {
+        Ok(self.read_all()?.1)
+    }
+
+    /// The totals for `status`.
+    ///
+    /// # Errors
+    /// [`ArchiveError`].
+    pub fn totals(&self) -> Result<ArchiveTotals, ArchiveError> {
+        let (records, files, epoch) = self.read_all()?;
+        let bytes = files.iter().map(|file| file.bytes).sum();
+        Ok(ArchiveTotals { records: records.len() as u64, files: files.len() as u64, bytes, epoch })
+    }
+
+    /// The contents that archived objects refer to: a collection of garbage has to spare them.
+    ///
+    /// # Errors
+    /// [`ArchiveError`].
+    pub fn contents(&self) -> Result<HashSet<ContentId>, ArchiveError> {
+        let records = self.records()?;
+        let values = records
+            .iter()
+            .filter_map(|record| record.object.as_ref())
+            .flat_map(|object| object.attributes.values().flat_map(|attribute| &attribute.values));
+        Ok(values
+            .filter_map(|value| match value {
+                Value::Content { id, .. } => Some(*id),
+                Value::Text(_) | Value::Bytes(_) => None,
+            })
+            .collect())
+    }
+
+    /// `divergence ls` (interface §8): whole objects, large values by their digest.
+    ///
+    /// # Errors
+    /// [`ArchiveError`].
+    pub fn to_json(&self) -> Result<Json, ArchiveError> {
+        let (records, files, epoch) = self.read_all()?;
+        let records: Vec<Json> = records.iter().map(record_json).collect();
+        let files: Vec<Json> = files.iter().map(file_json).collect();
+        Ok(json!({"epoch": epoch.0, "records": records, "files": files}))
+    }
+
+    /// `divergence show ID`: one record or file; a file's bytes are read from [`ArchivedFile::stored`].
+    ///
+    /// # Errors
+    /// [`ArchiveError::NotFound`] and others.
+    pub fn show_json(&self, id: &str) -> Result<Json, ArchiveError> {
+        let (records, files, _) = self.read_all()?;
+        let record = records.iter().find(|record| record.id == id).map(record_json);
+        let found = record.or_else(|| files.iter().find(|file| file.id == id).map(file_json));
+        found.ok_or_else(|| ArchiveError::NotFound(id.to_owned()))
+    }
+
+    /// Removes one record or file, durably; its archive goes with the last.
+    ///
+    /// # Errors
+    /// [`ArchiveError::NotFound`] and others.
+    pub fn remove(&self, id: &str) -> Result<(), ArchiveError> {
+        self.show_json(id)?;
+        let number = id.split_once('-').and_then(|(number, _)| number.parse::<u64>().ok());
+        let number = number.ok_or_else(|| ArchiveError::NotFound(id.to_owned()))?;
+        let dir = self.dir.join(number.to_string());
+        let path = dir.join("removed");
+        let opened = OpenOptions::new().create(true).append(true).mode(0o600).open(&path);
+        let written = opened.and_then(|mut file| {
+            writeln!(file, "{id}")?;
+            file.sync_all()
+        });
+        written.map_err(io_error("writing", &path))?;
+        sync_dir(&dir)?;
+        let (records, files, _) = self.read_one(number)?;
+        if let Some(file) = id.split_once("-f").map(|(_, file)| dir.join(format!("f{file}"))) {
+            fs::remove_file(&file).map_err(io_error("removing", &file))?;
+        }
+        if records.is_empty() && files.is_empty() {
+            fs::remove_dir_all(&dir).map_err(io_error("removing", &dir))?;
+            sync_dir(&self.dir)?;
+        }
+        Ok(())
+    }
+
+    /// The numbers of the sealed archives, ascending. Foreign files are left alone.
+    fn numbers(&self) -> Result<Vec<u64>, ArchiveError> {
+        let listed = fs::read_dir(&*self.dir).map_err(io_error("listing", &self.dir))?;
+        let mut numbers: Vec<u64> =
+            listed.flatten().filter_map(|entry| entry.file_name().to_str()?.parse().ok()).collect();
+        numbers.sort_unstable();
+        Ok(numbers)
+    }
+
+    fn read_all(&self) -> Result<(Vec<ArchivedRecord>, Vec<ArchivedFile>, Epoch), ArchiveError> {
+        let (mut records, mut files, mut epoch) = (Vec::new(), Vec::new(), Epoch::default());
+        for number in self.numbers()? {
+            let (more_records, more_files, of) = self.read_one(number)?;
+            records.extend(more_records);
+            files.extend(more_files);
+            epoch = of;
+        }
+        Ok((records, files, epoch))
+    }
+
+    fn read_one(&self, number: u64) -> Result<(Vec<ArchivedRecord>, Vec<ArchivedFile>, Epoch), ArchiveError> {
+        let dir = self.dir.join(number.to_string());
+        let removed: HashSet<String> = match fs::read_to_string(dir.join("removed")) {
+            Ok(text) => text.lines().map(str::to_owned).collect(),
+            Err(error) if error.kind() == io::ErrorKind::NotFound => HashSet::new(),
+            Err(error) => return Err(io_error("reading", &dir.join("removed"))(error)),
+        };
+        let (mut records, mut files, mut epoch) = (Vec::new(), Vec::new(), Epoch::default());
+        let (mut record_count, mut file_count) = (0_u64, 0_u64);
+        for entry in read_log(&dir.join("log"))? {
+            match entry {
+                LogEntry::Head { epoch: of, .. } => epoch = of,
+                LogEntry::Record { version, path, object } => {
+                    record_count += 1;
+                    let id = format!("{number}-r{record_count}");
+                    if !removed.contains(&id) {
+                        records.push(ArchivedRecord { id, path, version, object });
+                    }
+                }
+                LogEntry::File { path, bytes } => {
+                    file_count += 1;
+                    let id = format!("{number}-f{file_count}");
+                    if !removed.contains(&id) {
+                        files.push(ArchivedFile { id, path, bytes, stored: dir.join(format!("f{file_count}")) });
+                    }
+                }
+            }
+        }
+        Ok((records, files, epoch))
+    }
+}
+
+/// An archive being written. Dropped without [`seal`](Self::seal), it never was.
+#[derive(Debug)]
+pub struct ArchiveWriter {
+    archive: DivergenceArchive,
+    unsealed: PathBuf,
+    number: u64,
+    log: BufWriter<File>,
+    records: u64,
+    files: u64,
+}
+
+impl ArchiveWriter {
+    /// Adds a record: the whole object as this member has it, or its removal. Returns its id.
+    ///
+    /// # Errors
+    /// [`ArchiveError::NoRoom`], [`ArchiveError::Io`].
+    pub fn add_record(
+        &mut self,
+        version: Version,
+        path: &DsPath,
+        object: Option<&Object>,
+    ) -> Result<String, ArchiveError> {
+        self.append(&LogEntry::Record { version, path: path.clone(), object: object.cloned() })?;
+        self.records += 1;
+        Ok(format!("{}-r{}", self.number, self.records))
+    }
+
+    /// Adds a file, copied and synced before this returns. Returns its id.
+    ///
+    /// # Errors
+    /// [`ArchiveError::NoRoom`], [`ArchiveError::Io`].
+    pub fn add_file(&mut self, path: &[u8], content: &mut impl Read) -> Result<String, ArchiveError> {
+        let number = self.files + 1;
+        let stored = self.unsealed.join(format!("f{number}"));
+        let mut file = create(&stored)?;
+        let copied = io::copy(content, &mut file).and_then(|bytes| file.sync_all().map(|()| bytes));
+        let bytes = copied.map_err(io_error("copying to", &stored))?;
+        let shown = &path[..path.len().min(MAX_FILE_PATH_BYTES)];
+        self.append(&LogEntry::File { path: shown.to_vec(), bytes })?;
+        self.files = number;
+        Ok(format!("{}-f{number}", self.number))
+    }
+
+    /// Syncs everything and makes the archive count; only then may what it holds be overwritten. An empty one leaves
+    /// nothing behind. Returns the number of its records and files.
+    ///
+    /// # Errors
+    /// [`ArchiveError::NoRoom`], [`ArchiveError::Io`].
+    pub fn seal(mut self) -> Result<(u64, u64), ArchiveError> {
+        let path = self.unsealed.join("log");
+        if self.records + self.files == 0 {
+            fs::remove_dir_all(&self.unsealed).map_err(io_error("removing", &self.unsealed))?;
+            return Ok((0, 0));
+        }
+        let synced = self.log.flush().and_then(|()| self.log.get_ref().sync_all());
+        synced.map_err(io_error("writing", &path))?;
+        sync_dir(&self.unsealed)?;
+        let sealed = self.archive.dir.join(self.number.to_string());
+        fs::rename(&self.unsealed, &sealed).map_err(io_error("renaming", &sealed))?;
+        sync_dir(&self.archive.dir)?;
+        Ok((self.records, self.files))
+    }
+
+    fn append(&mut self, entry: &LogEntry) -> Result<(), ArchiveError> {
+        let mut bytes = Vec::new();
+        entry.encode(&mut bytes);
+        let length = (bytes.len() as u32).to_le_bytes();
+        let sum = checksum(0, &bytes).to_le_bytes();
+        let written = [&length[..], &sum[..], &bytes[..]].iter().try_for_each(|part| self.log.write_all(part));
+        written.map_err(io_error("writing", &self.unsealed.join("log")))
+    }
+}
+
+/// What a member's own records beyond the common position come to: for each path touched, its whole object now or its
+/// removal, with the newest version; in the order of those versions. `changes` in the order they were accepted.
+#[must_use]
+pub fn collect_divergent<'a>(
+    changes: impl IntoIterator<Item = (Version, &'a Change)>,
+    tree: &TreeSnapshot,
+) -> Vec<(Version, DsPath, Option<Arc<Entry>>)> {
+    let mut newest: HashMap<DsPath, Version> = HashMap::new();
+    for (version, change) in changes {
+        let (Change::Put { path, .. } | Change::Remove { path }) = change;
+        newest.insert(path.clone(), version);
+    }
+    let mut records: Vec<_> =
+        newest.into_iter().map(|(path, version)| (version, path.clone(), tree.get(&path).cloned())).collect();
+    records.sort_by(|(a, left, _), (b, right, _)| a.cmp(b).then_with(|| left.cmp(right)));
+    records
+}
+
+fn record_json(record: &ArchivedRecord) -> Json {
+    json!({
+        "id": record.id,
+        "path": record.path.as_str(),
+        "version": json::version(record.version),
+        "object": record.object.as_ref().map(json::summary),
+    })
+}
+
+fn file_json(file: &ArchivedFile) -> Json {
+    let mut shown = json!({"id": file.id, "path": String::from_utf8_lossy(&file.path), "bytes": file.bytes});
+    if let (Err(_), Some(fields)) = (std::str::from_utf8(&file.path), shown.as_object_mut()) {
+        fields.insert("path_base64".into(), STANDARD.encode(&file.path).into());
+    }
+    shown
+}
+
+fn read_log(path: &Path) -> Result<Vec<LogEntry>, ArchiveError> {
+    let file = File::open(path).map_err(io_error("opening", path))?;
+    let mut reader = BufReader::new(file);
+    let mut entries = Vec::new();
+    loop {
+        let damaged = |what: String| ArchiveError::Damaged { path: path.to_owned(), entry: entries.len() as u64, what };
+        let mut head = [0; 12];
+        let mut got = 0;
+        while got < head.len() {
+            match reader.read(&mut head[got..]).map_err(io_error("reading", path))? {
+                0 if got == 0 => return Ok(entries),
+                0 => return Err(damaged("it ends inside an entry".into())),
+                more => got += more,
+            }
+        }
+        let length = u32::from_le_bytes([head[0], head[1], head[2], head[3]]) as usize;
+        if length > MAX_ENTRY_BYTES {
+            return Err(damaged(format!("an entry of {length} bytes, more than {MAX_ENTRY_BYTES}")));
+        }
+        let mut bytes = vec![0; length];
+        reader.read_exact(&mut bytes).map_err(|error| damaged(error.to_string()))?;
+        if checksum(0, &bytes).to_le_bytes() != head[4..] {
+            return Err(damaged("checksum".into()));
+        }
+        let entry = LogEntry::decode(&bytes).map_err(|error| damaged(error.to_string()))?;
+        entries.push(entry);
+    }
+}
+
+fn create(path: &Path) -> Result<File, ArchiveError> {
+    let created = OpenOptions::new().write(true).create_new(true).mode(0o600).open(path);
+    created.map_err(io_error("creating", path))
+}
+
+fn sync_dir(dir: &Path) -> Result<(), ArchiveError> {
+    File::open(dir).and_then(|dir| dir.sync_all()).map_err(io_error("syncing", dir))
+}
