@@ -39,10 +39,26 @@ pub struct NameError(String);
 /// # Errors
 /// [`NameError`].
 pub fn check_name(name: &str) -> Result<(), NameError> {
-    if name.is_empty() || name.len() > MAX_NAME_BYTES || name.chars().any(char::is_control) {
+    if name.is_empty() || name.len() > MAX_NAME_BYTES || has_control(name) {
         return Err(NameError(name.into()));
     }
     Ok(())
+}
+
+/// Whether a control character is in `name`.
+fn has_control(name: &str) -> bool {
+    if name.is_ascii() { name.bytes().any(|byte| byte.is_ascii_control()) } else { name.chars().any(char::is_control) }
+}
+
+/// Appends `name`, folded.
+fn push_folded(out: &mut String, name: &str) {
+    if name.is_ascii() {
+        let start = out.len();
+        out.push_str(name);
+        out[start..].make_ascii_lowercase();
+    } else {
+        out.extend(name.chars().flat_map(char::to_lowercase));
+    }
 }
 
 /// The path of an object: one or more components (none: the root, which is no object).
@@ -91,18 +107,20 @@ impl DsPath {
     /// # Errors
     /// [`PathError`] names the component that is wrong.
     pub fn from_components<'a>(components: impl IntoIterator<Item = &'a str>) -> Result<Self, PathError> {
-        let (mut text, mut key, mut depth) = (String::new(), String::new(), 0);
+        // Room for most paths: every record is parsed once on its way.
+        let (mut text, mut key, mut depth) = (String::with_capacity(64), String::with_capacity(64), 0);
         for component in components {
             let bad = component.is_empty()
                 || component.len() > MAX_NAME_BYTES
                 || matches!(component, "." | "..")
-                || component.chars().any(|c| c.is_control() || c == '/');
+                || has_control(component)
+                || component.contains('/');
             if bad {
                 return Err(PathError::Component(component.into()));
             }
             text.push('/');
             text.push_str(component);
-            key.extend(component.chars().flat_map(char::to_lowercase));
+            push_folded(&mut key, component);
             key.push('\0');
             depth += 1;
         }
@@ -201,7 +219,9 @@ pub fn fold(name: &str) -> Arc<str> {
     if name.bytes().all(|b| b.is_ascii() && !b.is_ascii_uppercase()) {
         return name.into();
     }
-    name.chars().flat_map(char::to_lowercase).collect::<String>().into()
+    let mut folded = String::with_capacity(name.len());
+    push_folded(&mut folded, name);
+    folded.into()
 }
 
 /// The blake3 digest that a content is stored and found under.

@@ -198,13 +198,12 @@ impl Codec for Change {
                 let class = r.option("change.class", read_class)?;
                 let replace = r.bool("change.replace")?;
                 let count = r.count("change.attributes", MAX_LIST, 3)?;
-                let (mut attributes, mut names) = (Vec::new(), HashSet::new());
-                for _ in 0..count {
-                    let attribute = Attribute::decode(r)?;
-                    if !names.insert(fold(&attribute.name)) {
-                        return Err(twice("change.attributes", &attribute.name));
-                    }
-                    attributes.push(attribute);
+                let attributes: Vec<_> = (0..count).map(|_| Attribute::decode(r)).collect::<Result<_, _>>()?;
+                // A change of one attribute, the usual one, pays nothing for this.
+                let mut names = HashSet::new();
+                let repeated = attributes.iter().find(|attribute| count > 1 && !names.insert(fold(&attribute.name)));
+                if let Some(attribute) = repeated {
+                    return Err(twice("change.attributes", &attribute.name));
                 }
                 Ok(Self::Put { path, class, replace, attributes })
             }
