@@ -9,3 +9,4 @@ pub mod keys;
 pub mod mirror;
 pub mod ring;
 pub mod supervisor;
+pub mod transport;

@@ -321,14 +321,25 @@ impl LaneParser {
     /// # Errors
     /// [`LaneError`], and the same one on every later call.
     pub fn poll(&mut self) -> Result<Option<Message<'_>>, LaneError> {
+        Ok(match self.poll_body()? {
+            Some((kind, body)) => Some(Message::decode(kind, body)?),
+            None => None,
+        })
+    }
+
+    /// As [`poll`](Self::poll), for a reader that keeps the body and decodes it later. The body is checked already.
+    ///
+    /// # Errors
+    /// As [`poll`](Self::poll).
+    pub fn poll_body(&mut self) -> Result<Option<(MessageKind, &[u8])>, LaneError> {
         if let Some(error) = &self.failed {
             return Err(error.clone());
         }
         match Self::cut(self.lane, &self.buffer[self.start..]) {
             Ok(None) => Ok(None),
-            Ok(Some((message, length))) => {
+            Ok(Some((kind, body, length))) => {
                 self.start += length;
-                Ok(Some(message))
+                Ok(Some((kind, body)))
             }
             Err(error) => {
                 self.failed = Some(error.clone());
@@ -343,7 +354,7 @@ impl LaneParser {
         self.buffer.len() - self.start
     }
 
-    fn cut(lane: LaneKind, bytes: &[u8]) -> Result<Option<(Message<'_>, usize)>, LaneError> {
+    fn cut(lane: LaneKind, bytes: &[u8]) -> Result<Option<(MessageKind, &[u8], usize)>, LaneError> {
         let Some((header, rest)) = bytes.split_first_chunk::<MESSAGE_HEADER_BYTES>() else { return Ok(None) };
         let [a, b, c, d, kind] = *header;
         let (got, max) = (u32::from_le_bytes([a, b, c, d]) as usize, lane.max_body_bytes());
@@ -353,7 +364,8 @@ impl LaneParser {
         let known = MessageKind::ALL.into_iter().find(|known| *known as u8 == kind && known.allowed_on(lane));
         let Some(kind) = known else { return Err(LaneError::Kind { lane, got: kind }) };
         let Some(body) = rest.get(..got) else { return Ok(None) };
-        Ok(Some((Message::decode(kind, body)?, MESSAGE_HEADER_BYTES + got)))
+        Message::decode(kind, body)?;
+        Ok(Some((kind, body, MESSAGE_HEADER_BYTES + got)))
     }
 }
 

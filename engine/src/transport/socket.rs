@@ -1,0 +1,195 @@
+//! Making and marking sockets: DSCP, priority, congestion control, time-outs; and reading them back (REP-304).
+//!
+//! Always: the mark is set before SO_PRIORITY, because setting IP_TOS overwrites the priority. IPv6 sockets are marked
+//! for both families, since their peer may be an IPv4-mapped one. Never: a failure to tune (an unknown congestion
+//! control, say) ends a connection; the read-back shows what holds.
+#![forbid(unsafe_code)]
+
+use std::{
+    io,
+    net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr, TcpListener, UdpSocket},
+    os::fd::{AsFd, OwnedFd},
+};
+
+use nix::{
+    errno::Errno,
+    getsockopt_impl, setsockopt_impl, sockopt_impl,
+    sys::socket::{
+        AddressFamily, MsgFlags, SetSockOpt as _, SockFlag, SockType, SockaddrLike, SockaddrStorage, bind, getpeername,
+        getsockname, getsockopt, setsockopt, socket, sockopt,
+    },
+};
+use ringpair_wire::{dscp::Dscp, lane::PathKind};
+
+use super::types::{LaneOptions, PathAddress};
+
+sockopt_impl!(
+    /// How many unsent bytes a TCP socket takes before it says that it is full.
+    TcpNotsentLowat,
+    Both,
+    libc::IPPROTO_TCP,
+    libc::TCP_NOTSENT_LOWAT,
+    u32
+);
+
+/// What a socket says of itself.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(super) struct Marks {
+    /// The mark.
+    pub dscp: Option<Dscp>,
+    /// SO_PRIORITY.
+    pub priority: Option<u8>,
+    /// TCP_CONGESTION.
+    pub congestion: Option<String>,
+}
+
+/// Makes a socket to dial with: marked and tuned before the first packet.
+pub(super) fn dialing(address: &PathAddress, options: &LaneOptions) -> io::Result<OwnedFd> {
+    let family = if address.peer.is_ipv4() { AddressFamily::Inet } else { AddressFamily::Inet6 };
+    let fd = socket(family, SockType::Stream, SockFlag::SOCK_CLOEXEC, None)?;
+    mark(&fd, options.dscp(address.path), options.priority)?;
+    tune(&fd, options);
+    if let Some(local) =
+        address.local.filter(|local| local.is_ipv4() == address.peer.is_ipv4() && !local.is_unspecified())
+    {
+        // The port is chosen when connecting: binding does not use one up.
+        let _ = setsockopt(&fd, sockopt::IpBindAddressNoPort, &true);
+        bind(std::os::fd::AsRawFd::as_raw_fd(&fd), &SockaddrStorage::from(SocketAddr::new(local, 0)))?;
+    }
+    Ok(fd)
+}
+
+/// Sets the mark, then the priority.
+pub(super) fn mark(fd: &impl AsFd, dscp: Dscp, priority: u8) -> io::Result<()> {
+    let tos = i32::from(dscp.tos_byte());
+    if is_ipv6(fd) {
+        setsockopt(fd, sockopt::Ipv6TClass, &tos)?;
+        // For IPv4-mapped peers; an IPv6-only socket may refuse it.
+        let _ = setsockopt(fd, sockopt::Ipv4Tos, &tos);
+    } else {
+        setsockopt(fd, sockopt::Ipv4Tos, &tos)?;
+    }
+    setsockopt(fd, sockopt::Priority, &i32::from(priority))?;
+    Ok(())
+}
+
+/// Sets what concerns TCP itself; what the kernel refuses stays as it was.
+pub(super) fn tune(fd: &impl AsFd, options: &LaneOptions) {
+    let mut failed: Vec<(&str, Errno)> = Vec::new();
+    let mut note = |what, result: nix::Result<()>| {
+        if let Err(error) = result {
+            failed.push((what, error));
+        }
+    };
+    note("TCP_NODELAY", setsockopt(fd, sockopt::TcpNoDelay, &true));
+    let timeout = u32::try_from(options.user_timeout.as_millis()).unwrap_or(u32::MAX);
+    note("TCP_USER_TIMEOUT", setsockopt(fd, sockopt::TcpUserTimeout, &timeout));
+    if let Some(lowat) = options.notsent_lowat_bytes {
+        note("TCP_NOTSENT_LOWAT", TcpNotsentLowat.set(fd, &lowat));
+    }
+    if let Some(name) = &options.congestion {
+        let name = std::ffi::OsString::from(name);
+        note("TCP_CONGESTION", setsockopt(fd, sockopt::TcpCongestion, &name));
+    }
+    for (what, error) in failed {
+        tracing::debug!(option = what, %error, "the kernel refused a socket option");
+    }
+}
+
+/// Reads mark, priority and congestion control back.
+pub(super) fn read_back(fd: &impl AsFd) -> Marks {
+    let tos = if is_ipv6(fd) && !has_mapped_peer(fd) {
+        getsockopt(fd, sockopt::Ipv6TClass)
+    } else {
+        getsockopt(fd, sockopt::Ipv4Tos)
+    };
+    let dscp = tos.ok().and_then(|tos| u8::try_from(tos).ok()).map(Dscp::from_tos_byte);
+    let priority = getsockopt(fd, sockopt::Priority).ok().and_then(|priority| u8::try_from(priority).ok());
+    let congestion = getsockopt(fd, sockopt::TcpCongestion)
+        .ok()
+        .map(|name| name.to_string_lossy().trim_end_matches('\0').to_owned());
+    Marks { dscp, priority, congestion }
+}
+
+/// Whether the socket is of the IPv6 family.
+fn is_ipv6(fd: &impl AsFd) -> bool {
+    let name: nix::Result<SockaddrStorage> = getsockname(std::os::fd::AsRawFd::as_raw_fd(&fd.as_fd()));
+    name.is_ok_and(|name| name.family() == Some(AddressFamily::Inet6))
+}
+
+/// Whether the peer of an IPv6 socket is an IPv4 host.
+fn has_mapped_peer(fd: &impl AsFd) -> bool {
+    let name: nix::Result<SockaddrStorage> = getpeername(std::os::fd::AsRawFd::as_raw_fd(&fd.as_fd()));
+    name.is_ok_and(|name| name.as_sockaddr_in6().is_some_and(|name| name.ip().to_ipv4_mapped().is_some()))
+}
+
+/// A socket address as std knows it.
+fn to_std(address: &SockaddrStorage) -> Option<SocketAddr> {
+    if let Some(v4) = address.as_sockaddr_in() {
+        return Some(SocketAddr::new(IpAddr::from(v4.ip()), v4.port()));
+    }
+    address.as_sockaddr_in6().map(|v6| SocketAddr::V6((*v6).into()))
+}
+
+/// The local address of a socket.
+pub(super) fn local_address(fd: &impl AsFd) -> Option<SocketAddr> {
+    let name: nix::Result<SockaddrStorage> = getsockname(std::os::fd::AsRawFd::as_raw_fd(&fd.as_fd()));
+    name.ok().and_then(|name| to_std(&name))
+}
+
+/// A socket for heartbeats, on the address of `listener`, marked as pings are.
+pub(super) fn heartbeats(listener: &TcpListener, dscp: Dscp, priority: u8) -> io::Result<UdpSocket> {
+    let address = listener.local_addr()?;
+    let family = if address.is_ipv4() { AddressFamily::Inet } else { AddressFamily::Inet6 };
+    let fd = socket(family, SockType::Datagram, SockFlag::SOCK_CLOEXEC, None)?;
+    if address.is_ipv6() {
+        // As the listener: dual or not.
+        let only = getsockopt(listener, sockopt::Ipv6V6Only).unwrap_or(false);
+        setsockopt(&fd, sockopt::Ipv6V6Only, &only)?;
+    }
+    mark(&fd, dscp, priority)?;
+    bind(std::os::fd::AsRawFd::as_raw_fd(&fd), &SockaddrStorage::from(address))?;
+    Ok(UdpSocket::from(fd))
+}
+
+/// A datagram that is there already, without waiting for one.
+pub(super) fn receive_now(fd: &impl AsFd, buffer: &mut [u8]) -> Option<(usize, SocketAddr)> {
+    let raw = std::os::fd::AsRawFd::as_raw_fd(&fd.as_fd());
+    let (len, from) = nix::sys::socket::recvmsg::<SockaddrStorage>(
+        raw,
+        &mut [io::IoSliceMut::new(buffer)],
+        None,
+        MsgFlags::MSG_DONTWAIT,
+    )
+    .ok()
+    .map(|message| (message.bytes, message.address))?;
+    Some((len, from.as_ref().and_then(to_std)?))
+}
+
+/// Tells apart which of `locals` heartbeats of a path leave from.
+pub(super) fn pick_local(locals: &[SocketAddr], path: &PathAddress) -> Option<usize> {
+    let same_family = |address: &SocketAddr| match path.peer.ip() {
+        IpAddr::V4(_) => address.is_ipv4() || address.ip() == IpAddr::V6(Ipv6Addr::UNSPECIFIED),
+        IpAddr::V6(_) => address.is_ipv6(),
+    };
+    let exact = locals.iter().position(|address| Some(address.ip()) == path.local && same_family(address));
+    let second = usize::from(path.path == PathKind::Aux);
+    let fitting: Vec<usize> = (0..locals.len()).filter(|index| same_family(&locals[*index])).collect();
+    exact.or_else(|| fitting.get(second).or(fitting.first()).copied())
+}
+
+/// An address as it must be given to a socket bound to `local`: IPv4 as mapped for an IPv6 socket.
+pub(super) fn fit_family(peer: SocketAddr, local: SocketAddr) -> SocketAddr {
+    match (peer.ip(), local.is_ipv6()) {
+        (IpAddr::V4(v4), true) => SocketAddr::new(IpAddr::V6(v4.to_ipv6_mapped()), peer.port()),
+        _ => peer,
+    }
+}
+
+/// An address without its IPv4-mapped form, for comparison.
+pub(super) fn plain_ip(address: SocketAddr) -> IpAddr {
+    match address.ip() {
+        IpAddr::V6(v6) => v6.to_ipv4_mapped().map_or(IpAddr::V6(v6), |v4: Ipv4Addr| IpAddr::V4(v4)),
+        v4 => v4,
+    }
+}

@@ -1,0 +1,265 @@
+//! The transport's part of a turn of the loop: completions in, work in order of importance, new operations out.
+//!
+//! Always: the peer's lanes first, ping before ds before bulk; strangers' bytes last and only a few of them a turn, for
+//! each may cost a handshake. A connection has one receive and one send in flight at most.
+#![forbid(unsafe_code)]
+
+use std::{
+    io,
+    time::{Duration, Instant},
+};
+
+use super::{
+    Transport, UNDELIVERED_MAX_BYTES,
+    conn::{OpKind, State},
+    session::SessionEvent,
+    types::{ConnId, DownReason},
+};
+use crate::ring::{Buf, Carried, Completion, Driver, Op, Token};
+
+/// So many strangers' receives are processed in a turn.
+const STRANGERS_A_TURN: usize = 2;
+/// What a connection receives at a time until it is open.
+const GREETING_BYTES: usize = 4 << 10;
+/// After `accept` failed (no descriptors left): the next one.
+const ACCEPT_PAUSE: Duration = Duration::from_millis(100);
+/// After a send failed, the peer's last bytes may take so long.
+const LAST_BYTES_TIME: Duration = Duration::from_millis(200);
+/// How many bytes a send carries before the lane is open.
+const GREETING_SEND_BYTES: usize = 16 << 10;
+
+impl Transport {
+    /// Takes a completion.
+    pub(super) fn complete(&mut self, driver: &mut Driver, completion: Completion, now: Instant) {
+        let Completion { token, result, carried, .. } = completion;
+        let id = ConnId { index: token.index(), tag: token.tag() };
+        match OpKind::of(token) {
+            Some(OpKind::Accept) => self.accept_done(driver, token.index(), result, carried, now),
+            Some(OpKind::Connect) => self.connect_done(id, result, now),
+            Some(OpKind::Receive) => self.receive_done(id, result, carried),
+            Some(OpKind::Send) => self.send_done(id, result, now),
+            Some(OpKind::DatagramReceive) => self.datagram_came(token.index(), carried),
+            Some(OpKind::DatagramSend) => self.datagram_sent(token.index(), result.is_err()),
+            None => {}
+        }
+    }
+
+    fn accept_done(
+        &mut self,
+        driver: &mut Driver,
+        index: u32,
+        result: io::Result<usize>,
+        carried: Carried,
+        now: Instant,
+    ) {
+        if let Some(listener) = self.listeners.iter_mut().find(|listener| listener.index == index) {
+            listener.accepting = false;
+            if result.is_err() {
+                listener.not_before = Some(now + ACCEPT_PAUSE);
+            }
+        }
+        match (result, carried) {
+            (Ok(_), Carried::Socket { fd, peer: Some(peer) }) => self.welcome(fd, peer, now),
+            (Ok(_), _) => {}
+            (Err(error), _) => {
+                self.stats.accept_failures += 1;
+                if let Some(suppressed) = self.limiter.pass(now) {
+                    tracing::warn!(%error, suppressed, "accepting a connection failed; trying again in 100 ms");
+                }
+            }
+        }
+        self.accept(driver, now);
+    }
+
+    fn connect_done(&mut self, id: ConnId, result: io::Result<usize>, now: Instant) {
+        match result {
+            Err(error) => self.fail(id, DownReason::from_io(error), now),
+            Ok(_) => {
+                if let Some(conn) = self.table.get_mut(id) {
+                    (conn.state, conn.sending) = (State::Greeting, false);
+                }
+            }
+        }
+    }
+
+    fn receive_done(&mut self, id: ConnId, result: io::Result<usize>, carried: Carried) {
+        let Some(conn) = self.table.get_mut(id) else { return };
+        conn.receiving = false;
+        conn.inbox = Some(match (result, carried) {
+            (Ok(0), _) => Err(DownReason::Eof),
+            (Ok(_), Carried::Buf(buf)) => Ok(buf),
+            (Ok(_), _) => Err(DownReason::Eof),
+            (Err(error), _) => Err(DownReason::from_io(error)),
+        });
+    }
+
+    fn send_done(&mut self, id: ConnId, result: io::Result<usize>, now: Instant) {
+        let Some(conn) = self.table.get_mut(id) else { return };
+        conn.sending = false;
+        match result {
+            Ok(bytes) => {
+                if conn.session.is_open() {
+                    self.stats.sent_bytes += bytes as u64;
+                }
+            }
+            Err(error) => {
+                // The peer may have said why before it went: its last bytes are read first.
+                conn.send_failed = Some(DownReason::from_io(error));
+                let last = now + LAST_BYTES_TIME;
+                conn.deadline = Some(conn.deadline.map_or(last, |deadline| deadline.min(last)));
+            }
+        }
+    }
+
+    /// Does the work of a turn.
+    pub(super) fn turn(&mut self, driver: &mut Driver, now: Instant) {
+        self.time_out(now);
+        self.expire_keys(now);
+        let mut ready = self.table.ids(|conn| conn.inbox.is_some());
+        ready.sort_by_key(|id| self.table.get(*id).map_or(u8::MAX, |conn| conn.class()));
+        let mut strangers = 0;
+        self.strangers_wait = false;
+        for id in ready {
+            if self.table.get(id).is_some_and(|conn| conn.is_stranger()) {
+                strangers += 1;
+                if strangers > STRANGERS_A_TURN {
+                    self.strangers_wait = true;
+                    break;
+                }
+            }
+            self.process(id, now);
+        }
+        for token in self.cancels.drain(..) {
+            driver.cancel(token);
+        }
+        let mut all = self.table.ids(|_| true);
+        all.sort_by_key(|id| self.table.get(*id).map_or(u8::MAX, |conn| conn.class()));
+        for id in all {
+            self.submit(driver, id);
+        }
+        self.datagrams.submit(driver);
+        self.accept(driver, now);
+    }
+
+    /// Gives up what took too long.
+    fn time_out(&mut self, now: Instant) {
+        for id in self.table.ids(|conn| conn.deadline.is_some_and(|deadline| deadline <= now)) {
+            let Some(conn) = self.table.get_mut(id) else { continue };
+            let reason = conn.send_failed.take().unwrap_or(DownReason::TimedOut);
+            self.fail(id, reason, now);
+        }
+    }
+
+    /// Works on what a connection received.
+    fn process(&mut self, id: ConnId, now: Instant) {
+        let Some(conn) = self.table.get_mut(id) else { return };
+        let mut buf = match conn.inbox.take() {
+            None => return,
+            Some(Err(reason)) => return self.fail(id, reason, now),
+            Some(Ok(buf)) => buf,
+        };
+        if conn.session.is_open() {
+            self.stats.received_bytes += buf.len() as u64;
+        }
+        let mut events = Vec::new();
+        let result = conn.session.receive(&buf, &mut events);
+        buf.clear();
+        conn.spare = Some(buf);
+        for event in events {
+            match event {
+                SessionEvent::Lane(lane) => self.lane_known(id, lane),
+                SessionEvent::Secured => self.secured(id),
+                SessionEvent::Open(hello, version) => self.opened(id, hello, version, now),
+                SessionEvent::Message(kind, body) => self.deliver(id, kind, body),
+                SessionEvent::Finished => self.fail(id, DownReason::Eof, now),
+            }
+        }
+        if let Err(reason) = result {
+            self.fail(id, reason, now);
+        }
+    }
+
+    /// Submits what a connection needs next.
+    fn submit(&mut self, driver: &mut Driver, id: ConnId) {
+        let Some(conn) = self.table.get_mut(id) else { return };
+        if conn.state == State::Connecting {
+            if !conn.sending {
+                // `sending` stands for the attempt to connect, which is the only operation in this state.
+                let op = Op::Connect { fd: conn.fd.clone(), peer: conn.peer };
+                conn.sending = driver.submit(conn.token(OpKind::Connect), op).is_ok();
+            }
+            return;
+        }
+        self.start_send(driver, id);
+        let Some(conn) = self.table.get(id) else { return };
+        match conn.state {
+            State::Leaving if !conn.sending && !conn.receiving && conn.unsent.is_empty() => self.hand_over(id),
+            State::Closing if !conn.sending && conn.unsent.is_empty() && !conn.session.wants_output() => {
+                self.closed(id)
+            }
+            State::Greeting | State::Up => self.start_receive(driver, id),
+            _ => {}
+        }
+    }
+
+    fn start_send(&mut self, driver: &mut Driver, id: ConnId) {
+        let Some(conn) = self.table.get_mut(id) else { return };
+        if conn.sending || conn.send_failed.is_some() {
+            return;
+        }
+        let mut slices = std::mem::take(&mut conn.unsent);
+        if slices.is_empty() && conn.session.wants_output() {
+            let bytes = match conn.session.lane() {
+                Some(lane) if conn.session.is_open() => self.config.lane(lane).send_bytes,
+                _ => GREETING_SEND_BYTES,
+            };
+            slices = conn.session.output(bytes);
+        }
+        if slices.is_empty() {
+            return;
+        }
+        match driver.submit(conn.token(OpKind::Send), Op::Send { fd: conn.fd.clone(), slices }) {
+            Ok(()) => conn.sending = true,
+            Err(rejected) => {
+                if let Op::Send { slices, .. } = rejected.op {
+                    conn.unsent = slices;
+                }
+            }
+        }
+    }
+
+    fn start_receive(&mut self, driver: &mut Driver, id: ConnId) {
+        let Some(conn) = self.table.get_mut(id) else { return };
+        let wanted = conn.reading && conn.undelivered_bytes < UNDELIVERED_MAX_BYTES;
+        if conn.receiving || conn.inbox.is_some() || !wanted {
+            return;
+        }
+        let bytes = match conn.session.lane() {
+            Some(lane) if conn.state == State::Up => self.config.lane(lane).receive_bytes,
+            _ => GREETING_BYTES,
+        };
+        let buf = conn.spare.take().filter(|spare| spare.capacity() >= bytes).unwrap_or_else(|| Buf::heap(bytes));
+        match driver.submit(conn.token(OpKind::Receive), Op::Recv { fd: conn.fd.clone(), buf }) {
+            Ok(()) => conn.receiving = true,
+            Err(rejected) => {
+                if let Op::Recv { buf, .. } = rejected.op {
+                    conn.spare = Some(buf);
+                }
+            }
+        }
+    }
+
+    /// Keeps an accept in flight on every listener.
+    fn accept(&mut self, driver: &mut Driver, now: Instant) {
+        for listener in &mut self.listeners {
+            if listener.not_before.is_some_and(|at| now < at) {
+                continue;
+            }
+            listener.not_before = None;
+            if !listener.accepting {
+                let token = Token::new(Token::TRANSPORT, OpKind::Accept as u8, listener.index);
+                listener.accepting = driver.submit(token, Op::Accept { fd: listener.fd.clone() }).is_ok();
+            }
+        }
+    }
+}
