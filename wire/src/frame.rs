@@ -319,7 +319,12 @@ fn check_ranges(f: &Fields) -> Result<(), FrameError> {
         require(f.count == 1, "record count", f.count.into(), "1 in an EPOCH frame")?;
     }
     let least = u64::from(f.count) * if filtered { 3 } else { 2 };
-    require(u64::from(f.plain) >= least, "plain length", f.plain.into(), "2 bytes or more for each record")
+    require(
+        u64::from(f.plain) >= least,
+        "plain length",
+        f.plain.into(),
+        if filtered { "3 bytes or more for each record" } else { "2 bytes or more for each record" },
+    )
 }
 
 impl FrameHeader {

@@ -422,6 +422,30 @@ mod tests {
     }
 
     #[test]
+    fn an_object_has_values_under_ascending_names_w24_w26() {
+        let object = |attributes: &[Attribute]| {
+            let mut bytes = Vec::new();
+            let mut w = Writer::new(&mut bytes);
+            w.path(&DsPath::parse("/a").unwrap());
+            w.text("User");
+            w.raw(&[0; 16]);
+            w.count(attributes.len());
+            attributes.iter().for_each(|attribute| attribute.encode(&mut w));
+            Object::from_bytes(&bytes).map_err(|e| e.to_string())
+        };
+        let one = |name| attribute(name, vec![Value::Text("x".into())]);
+        assert_eq!(object(&[one("B"), one("c")]).unwrap().attributes.len(), 2);
+        for (attributes, why) in [
+            (vec![one("c"), one("B")], "\"B\" is out of order"),
+            (vec![one("B"), one("b")], "\"b\": the same twice"),
+            (vec![one("B"), attribute("c", vec![])], "\"c\" has no value"),
+        ] {
+            let error = object(&attributes).unwrap_err();
+            assert!(error.contains(why), "{error}");
+        }
+    }
+
+    #[test]
     fn a_long_reason_is_cut_at_a_character_w21() {
         let reason = "ä".repeat(200).into();
         let begun = EpochRecord { epoch: Epoch(1), member: MemberId::A, previous: Position::default(), reason };
