@@ -337,8 +337,8 @@ impl LaneParser {
         }
         match Self::cut(self.lane, &self.buffer[self.start..]) {
             Ok(None) => Ok(None),
-            Ok(Some((kind, body, length))) => {
-                self.start += length;
+            Ok(Some((kind, body))) => {
+                self.start += MESSAGE_HEADER_BYTES + body.len();
                 Ok(Some((kind, body)))
             }
             Err(error) => {
@@ -354,7 +354,7 @@ impl LaneParser {
         self.buffer.len() - self.start
     }
 
-    fn cut(lane: LaneKind, bytes: &[u8]) -> Result<Option<(MessageKind, &[u8], usize)>, LaneError> {
+    fn cut(lane: LaneKind, bytes: &[u8]) -> Result<Option<(MessageKind, &[u8])>, LaneError> {
         let Some((header, rest)) = bytes.split_first_chunk::<MESSAGE_HEADER_BYTES>() else { return Ok(None) };
         let [a, b, c, d, kind] = *header;
         let (got, max) = (u32::from_le_bytes([a, b, c, d]) as usize, lane.max_body_bytes());
@@ -365,7 +365,7 @@ impl LaneParser {
         let Some(kind) = known else { return Err(LaneError::Kind { lane, got: kind }) };
         let Some(body) = rest.get(..got) else { return Ok(None) };
         Message::decode(kind, body)?;
-        Ok(Some((kind, body, MESSAGE_HEADER_BYTES + got)))
+        Ok(Some((kind, body)))
     }
 }
 
