@@ -4,7 +4,10 @@
 //! and applying all of them, in order, to the tree they were resolved against succeeds. A transaction resolves whole or
 //! not at all, every bad operation named by its number. Never: IO, or a decision about roles — a backup refuses elsewhere.
 
-use std::{collections::BTreeMap, sync::Arc};
+use std::{
+    collections::{BTreeMap, HashSet},
+    sync::Arc,
+};
 
 use ringpair_wire::{
     codec::MAX_PATH_BYTES,
@@ -318,15 +321,13 @@ fn values_after(name: &str, now: &[Value], edit: &ValueEdit) -> Result<Vec<Value
             Ok(values.clone())
         }
         ValueEdit::Add(values) => {
-            let mut after = now.to_vec();
-            for value in values {
-                if !after.contains(value) {
-                    after.push(value.clone());
-                }
-            }
-            Ok(after)
+            let mut seen = HashSet::new();
+            Ok(now.iter().chain(values).filter(|value| seen.insert(*value)).cloned().collect())
         }
-        ValueEdit::Remove(values) => Ok(now.iter().filter(|value| !values.contains(value)).cloned().collect()),
+        ValueEdit::Remove(values) => {
+            let gone: HashSet<&Value> = values.iter().collect();
+            Ok(now.iter().filter(|value| !gone.contains(value)).cloned().collect())
+        }
     }
 }
 
@@ -361,4 +362,97 @@ pub fn check_name(name: &str) -> Result<(), EditError> {
         return Err(EditError::Name { what: "attribute name", name: name.into() });
     }
     Ok(())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::ds::testing::{path, text, tree};
+
+    fn put(path_text: &str, attributes: &[(&str, ValueEdit)]) -> Operation {
+        let attributes = attributes.iter().map(|(name, edit)| ((*name).to_owned(), edit.clone())).collect();
+        Operation::Put { path: path(path_text), class: None, replace: false, attributes }
+    }
+
+    fn values(change: Option<Change>) -> Vec<Value> {
+        match change {
+            Some(Change::Put { attributes, .. }) => attributes[0].values.clone(),
+            other => panic!("{other:?}"),
+        }
+    }
+
+    fn remove(path_text: &str, recursive: bool, missing_ok: bool) -> Operation {
+        Operation::Remove { path: path(path_text), recursive, missing_ok }
+    }
+
+    // REQ: REP-006
+    #[test]
+    fn single_values_become_whole_lists() {
+        let tree = tree(&["/C/alice groups=Sales,Support"]);
+        let of = |edit| values(resolve(&tree, &put("/C/alice", &[("Groups", edit)])).unwrap());
+        assert_eq!(of(ValueEdit::Add(vec![text("IT"), text("Sales")])), [text("Sales"), text("Support"), text("IT")]);
+        assert_eq!(of(ValueEdit::Remove(vec![text("Sales"), text("none")])), [text("Support")]);
+        assert_eq!(of(ValueEdit::Remove(vec![text("Sales"), text("Support")])), []);
+        assert_eq!(of(ValueEdit::Unset), []);
+        assert_eq!(of(ValueEdit::Set(vec![text("x")])), [text("x")]);
+    }
+
+    #[test]
+    fn bad_edits_name_what_is_wrong_and_what_to_try() {
+        let tree = tree(&["/C/alice x=1", "/C/alice/below x=1"]);
+        let error = |operation: &Operation| resolve(&tree, operation).unwrap_err().to_string();
+        let set = |list: &[&str]| ValueEdit::Set(list.iter().map(|value| text(value)).collect());
+        for (operation, expected) in [
+            (put("/", &[]), "is the root"),
+            (put("/a", &[("", set(&["1"]))]), "attribute name \"\" is empty"),
+            (put("/a", &[("a=b", set(&["1"]))]), "'='"),
+            (put("/a", &[("x", set(&[]))]), "no value. Try: null"),
+            (put("/a", &[("x", set(&["1", "1"]))]), "stands twice"),
+            (put("/a", &[("x", set(&["1"])), ("X", set(&["2"]))]), "named twice"),
+            (remove("/C/alice", false, false), "has children, such as /C/alice/below. Try: --recursive"),
+            (remove("/C/bob", true, false), "no object at /C/bob. Try: ringpair ds ls /C"),
+            (remove("/", false, false), "is the root"),
+        ] {
+            assert!(error(&operation).contains(expected), "{operation:?}: {}", error(&operation));
+        }
+        let class = Operation::Put { path: path("/a"), class: Some("a\nb".into()), replace: false, attributes: vec![] };
+        assert!(error(&class).contains("class \"a\\nb\""), "{}", error(&class));
+        assert_eq!(resolve(&tree, &remove("/C/bob", false, true)), Ok(None));
+        assert!(resolve(&tree, &remove("/C/ALICE", true, false)).is_ok(), "REP-125");
+        assert!(resolve(&tree, &remove("/", true, false)).is_ok());
+    }
+
+    #[test]
+    fn an_object_fits_into_a_record() {
+        let mut state = tree(&[]);
+        let big = |n: usize| ValueEdit::Set(vec![text(&"x".repeat(CONTENT_FROM_BYTES - n))]);
+        for n in 0..14 {
+            let change = resolve(&state, &put("/a", &[(&format!("n{n}"), big(n))])).unwrap().unwrap();
+            state.apply(&change, Version::default());
+        }
+        let error = resolve(&state, &put("/a", &[("n14", big(14)), ("n15", big(15))])).unwrap_err();
+        assert!(matches!(error, EditError::TooLarge { bytes, .. } if bytes > MAX_OBJECT_BYTES), "{error}");
+        let whole = put("/a", &[("n14", big(14)), ("n0", ValueEdit::Unset)]);
+        assert!(resolve(&state, &whole).is_ok(), "what goes makes room");
+        let many = (0..MAX_LIST + 1).map(|n| text(&n.to_string())).collect();
+        let error = resolve(&state, &put("/b", &[("x", ValueEdit::Set(many))])).unwrap_err();
+        assert!(error.to_string().contains("65537 values"), "{error}");
+    }
+
+    #[test]
+    fn a_transaction_sees_its_own_changes_and_is_all_or_nothing() {
+        let state = tree(&["/a x=1"]);
+        let add = |value| put("/b", &[("x", ValueEdit::Add(vec![text(value)]))]);
+        let all = vec![(1, add("1")), (3, add("2")), (4, remove("/a", false, false))];
+        let changes = resolve_all(&state, &all).unwrap();
+        assert_eq!(values(changes.get(1).cloned()), [text("1"), text("2")]);
+        let bad =
+            vec![(1, add("1")), (2, remove("/b", false, false)), (5, remove("/b", false, false)), (9, put("/", &[]))];
+        let error = resolve_all(&state, &bad).unwrap_err();
+        assert_eq!(error.errors.iter().map(|error| error.line).collect::<Vec<_>>(), [5, 9]);
+        assert!(
+            error.to_string().starts_with("2 bad line(s), nothing was changed: line 5: no object at /b"),
+            "{error}"
+        );
+    }
 }

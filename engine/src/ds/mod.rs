@@ -11,10 +11,10 @@ pub mod digest;
 pub mod edit;
 pub mod json;
 pub mod params;
-
 pub mod resync;
 pub mod store;
-
+#[cfg(test)]
+mod testing;
 pub mod tree;
 
 pub use content::ContentStore;

@@ -565,3 +565,159 @@ impl Staged {
         })
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use proptest::prelude::*;
+    use ringpair_wire::ds::Change;
+
+    use super::*;
+    use crate::ds::testing::{any_changes, apply_all, path, position, put, tree, version};
+
+    /// Runs both ends against each other, every message through its codec.
+    fn resync(leader: &TreeSnapshot, follower: &TreeSnapshot) -> Staged {
+        let server = ResyncServer::new(ResyncIndex::build(leader));
+        let mut client = ResyncClient::new(ResyncIndex::build(follower));
+        let mut wire = VecDeque::new();
+        loop {
+            while let Some(message) = client.poll() {
+                wire.push_back(message.to_bytes());
+                assert!(wire.len() <= WINDOW);
+            }
+            let Some(request) = wire.pop_front() else { break };
+            let answer = server.handle(&ResyncMessage::from_bytes(&request).unwrap()).unwrap().to_bytes();
+            assert!(answer.len() <= ringpair_wire::resync::MAX_MESSAGE_BYTES);
+            client.handle(ResyncMessage::from_bytes(&answer).unwrap()).unwrap();
+        }
+        assert!(client.is_done());
+        client.finish().unwrap()
+    }
+
+    fn equal(a: &TreeSnapshot, b: &TreeSnapshot) -> bool {
+        a.differences(b).next().is_none() && a.position() == b.position()
+    }
+
+    fn numbered(count: u64) -> TreeSnapshot {
+        let mut tree = TreeSnapshot::default();
+        for n in 0..count {
+            tree.apply(&put(&format!("/CONFIG/Users/user{n} Extension={n} Name=x{n}")), version(n + 1));
+        }
+        tree.set_position(position(count));
+        tree
+    }
+
+    // REQ: REP-003, REP-004, REP-008
+    #[test]
+    fn cost_follows_the_number_of_differences() {
+        let leader = numbered(20_000);
+        let mut follower = leader.clone();
+        let same = resync(&leader, &follower).cost();
+        assert_eq!((same.requests, same.objects), (1, 0));
+        for n in [3, 777, 19_999] {
+            follower.apply(&put(&format!("/config/users/user{n} Extension=other")), version(30_000 + n));
+        }
+        follower.apply(&Change::Remove { path: path("/CONFIG/Users/user5") }, version(50_000));
+        follower.apply(&put("/CONFIG/Users/extra x=1"), version(50_001));
+        follower.set_position(position(50_001));
+        let staged = resync(&leader, &follower);
+        assert!(equal(staged.state(), &leader));
+        assert_eq!((staged.cost().objects, staged.difference_count()), (4, 5));
+        assert!(staged.cost().bytes < 40_000, "{:?}", staged.cost());
+        let full = resync(&leader, &TreeSnapshot::default());
+        assert!(equal(full.state(), &leader));
+        assert_eq!(full.cost().objects, 20_002);
+        let emptied = resync(&TreeSnapshot::default(), &leader);
+        assert!(emptied.state().is_empty());
+    }
+
+    #[test]
+    fn versions_come_with_the_objects_even_where_only_they_differ() {
+        let mut leader = tree(&["/a x=1", "/b x=1"]);
+        let follower = leader.clone();
+        leader.apply(&put("/a x=1"), version(9));
+        leader.set_position(position(9));
+        assert_eq!(leader.digest(&DsPath::root()), follower.digest(&DsPath::root()));
+        let staged = resync(&leader, &follower);
+        assert_eq!((staged.state().get(&path("/a")).unwrap().version, staged.cost().objects), (version(9), 1));
+    }
+
+    #[test]
+    fn what_only_the_follower_has_is_handed_out_before_anything_is_applied() {
+        let common = tree(&["/a x=1", "/b x=1", "/c x=1"]);
+        let (mut leader, mut follower) = (common.clone(), common);
+        leader.apply(&put("/a x=2"), version(10));
+        leader.apply(&Change::Remove { path: path("/c") }, version(11));
+        follower.apply(&put("/b x=mine"), version(4));
+        follower.apply(&put("/new x=mine"), version(5));
+        let staged = resync(&leader, &follower);
+        let divergent: Vec<_> =
+            staged.divergent(Seq(3)).map(|lost| (lost.entry.path.to_string(), lost.overwritten)).collect();
+        assert_eq!(divergent, [("/b".to_owned(), true), ("/new".to_owned(), false)], "/a and /c are common history");
+        assert_eq!(follower.get(&path("/b")).unwrap().version, version(4));
+    }
+
+    #[test]
+    fn contents_are_named_and_large_objects_travel() {
+        let id = ContentId([7; 32]);
+        let value = ringpair_wire::ds::Value::Content { id, len: 70_000, text: true };
+        let big = "y".repeat(60_000);
+        let mut leader = TreeSnapshot::default();
+        for n in 0..30 {
+            let Change::Put { path, mut attributes, .. } = put(&format!("/big/{n} v={big}")) else { panic!() };
+            attributes.push(ringpair_wire::ds::Attribute { name: "body".into(), values: vec![value.clone()] });
+            leader.apply(&Change::Put { path, class: None, replace: false, attributes }, version(n + 1));
+        }
+        let staged = resync(&leader, &TreeSnapshot::default());
+        assert!(equal(staged.state(), &leader));
+        assert_eq!(staged.contents(), [(id, 70_000)]);
+        assert!(staged.cost().requests > 10, "split over several answers: {:?}", staged.cost());
+    }
+
+    #[test]
+    fn a_leader_that_contradicts_itself_is_refused() {
+        let leader = numbered(300);
+        let server = ResyncServer::new(ResyncIndex::build(&leader));
+        let mut client = ResyncClient::new(ResyncIndex::build(&TreeSnapshot::default()));
+        assert!(matches!(
+            server.handle(&ResyncMessage::Objects { request: 0, objects: vec![], ranges_done: 0, resume_at: None }),
+            Err(ResyncError::Unexpected(_))
+        ));
+        let begin = client.poll().unwrap();
+        let root = server.handle(&begin).unwrap();
+        client.handle(root.clone()).unwrap();
+        assert_eq!(client.handle(root), Err(ResyncError::Unexpected("Root")));
+        let ask = client.poll().unwrap();
+        let answer = server.handle(&ask).unwrap();
+        let ResyncMessage::Objects { request, objects, .. } = answer else { panic!("{answer:?}") };
+        let first = objects[0].clone();
+        let twice = vec![first.clone(), first];
+        let refused =
+            client.handle(ResyncMessage::Objects { request, objects: twice, ranges_done: 1, resume_at: None });
+        assert!(matches!(refused, Err(ResyncError::Contradiction(_))), "{refused:?}");
+        assert!(client.handle(ResyncMessage::Items { request: 9, nodes: vec![] }).is_err());
+        // An answer that leaves objects out is found out at the end.
+        let mut client = ResyncClient::new(ResyncIndex::build(&TreeSnapshot::default()));
+        let root = server.handle(&client.poll().unwrap()).unwrap();
+        client.handle(root).unwrap();
+        let ResyncMessage::AskObjects { request, .. } = client.poll().unwrap() else { panic!() };
+        client.handle(ResyncMessage::Objects { request, objects: vec![], ranges_done: 1, resume_at: None }).unwrap();
+        assert!(matches!(client.finish(), Err(ResyncError::Mismatch(_))));
+    }
+
+    proptest! {
+        // REQ: REP-001, REP-004
+        #[test]
+        fn any_two_trees_become_equal_versions_included(
+            common in any_changes(30), ours in any_changes(30), theirs in any_changes(30),
+        ) {
+            let mut leader = TreeSnapshot::default();
+            apply_all(&mut leader, &common, 1);
+            let mut follower = leader.clone();
+            apply_all(&mut leader, &theirs, 1_000);
+            apply_all(&mut follower, &ours, 2_000);
+            let staged = resync(&leader, &follower);
+            prop_assert!(equal(staged.state(), &leader));
+            prop_assert_eq!(staged.state().digest(&DsPath::root()), leader.digest(&DsPath::root()));
+        }
+    }
+}

@@ -421,3 +421,155 @@ fn merge(object: &mut Object, class: Option<&Arc<str>>, replace: bool, attribute
     }
     object.version = version;
 }
+
+#[cfg(test)]
+mod tests {
+    use proptest::prelude::*;
+
+    use super::*;
+    use crate::ds::testing::{any_changes, apply_all, path, position, put, tree, version};
+
+    fn paths<'a>(entries: impl IntoIterator<Item = &'a Arc<Entry>>) -> Vec<&'a str> {
+        entries.into_iter().map(|entry| entry.path.as_str()).collect()
+    }
+
+    // REQ: REP-125
+    #[test]
+    fn paths_match_by_whole_components_regardless_of_case() {
+        let tree = tree(&["/CONFIG/Users/x a=1", "/CONFIG/UsersOld a=1", "/config/USERS/Y a=1"]);
+        assert_eq!(
+            paths(tree.subtree(&path("/config/users"))),
+            ["/CONFIG/Users", "/CONFIG/Users/x", "/CONFIG/Users/Y"]
+        );
+        assert_eq!(paths(tree.children(&path("${config}"))), ["/CONFIG/Users", "/CONFIG/UsersOld"]);
+        assert_eq!(paths(tree.children(&DsPath::root())), ["/CONFIG"]);
+        assert_eq!(tree.get(&path("/CONFIG/users/y")).unwrap().path.as_str(), "/CONFIG/Users/Y");
+        assert!(tree.has_children(&path("/Config")) && !tree.has_children(&path("/config/usersold")));
+        let users = path("/config/users");
+        assert_eq!(tree.next_after(users.key(), &users).unwrap().path.as_str(), "/CONFIG/Users/x");
+        assert!(tree.next_after(path("/config/users/y").key(), &users).is_none());
+    }
+
+    // REQ: REP-001, REP-005
+    #[test]
+    fn puts_merge_replace_and_create_parents() {
+        let mut state = TreeSnapshot::default();
+        let applied = state.apply(&put("/A/B/c Name=1 Other=2"), version(7));
+        assert_eq!(paths(&applied.parents), ["/A", "/A/B"]);
+        assert!(applied.parents.iter().all(|parent| parent.class.is_empty() && parent.version == version(7)));
+        let applied = state.apply(&put("/a/b/C nAME=x third=3"), version(8));
+        assert!(applied.parents.is_empty());
+        let object = applied.object.unwrap();
+        let names: Vec<_> = object.attributes.values().map(|attribute| &*attribute.name).collect();
+        assert_eq!((object.path.as_str(), names), ("/A/B/c", vec!["Name", "Other", "third"]), "case of creation");
+        let Change::Put { path, attributes, .. } = put("/a/b/c other=9") else { panic!() };
+        let replace = Change::Put { path, class: Some("K".into()), replace: true, attributes };
+        let object = state.apply(&replace, version(9)).object.unwrap();
+        assert_eq!((object.attributes.len(), &*object.class, object.version), (1, "K", version(9)));
+        let gone = Attribute { name: "OTHER".into(), values: vec![] };
+        let unset = Change::Put { path: object.path.clone(), class: None, replace: false, attributes: vec![gone] };
+        assert!(state.apply(&unset, version(10)).object.unwrap().attributes.is_empty());
+        assert_eq!(
+            state.apply(
+                &Change::Put { path: DsPath::root(), class: None, replace: true, attributes: vec![] },
+                version(11)
+            ),
+            Applied::default()
+        );
+    }
+
+    // REQ: REP-004
+    #[test]
+    fn removing_takes_the_subtree_and_nothing_else() {
+        let mut state = tree(&["/a/b/c x=1", "/a/bc x=1", "/a/b/d x=1"]);
+        let applied = state.apply(&Change::Remove { path: path("/A/B") }, version(9));
+        assert_eq!(paths(&applied.removed), ["/a/b", "/a/b/c", "/a/b/d"]);
+        assert_eq!(paths(state.iter()), ["/a", "/a/bc"]);
+        assert!(state.apply(&Change::Remove { path: path("/a/b") }, version(9)).removed.is_empty());
+        state.apply(&Change::Remove { path: DsPath::root() }, version(10));
+        assert!(state.is_empty());
+    }
+
+    #[test]
+    fn a_snapshot_stays_as_it_was_and_readers_see_the_newest() {
+        let mut tree = Tree::new(tree(&["/a x=1"]));
+        let reader = tree.handle();
+        let before = reader.snapshot();
+        let digest = before.digest(&DsPath::root());
+        tree.apply(&put("/a x=2"), version(2));
+        tree.advance(position(2));
+        assert_eq!(before.digest(&DsPath::root()), digest);
+        assert_ne!(reader.snapshot().digest(&DsPath::root()), digest, "the remembered digest is of the old state");
+        assert_eq!((before.position().seq.0, reader.snapshot().position()), (1, position(2)));
+        let old = tree.replace(before);
+        assert_eq!(old.position(), position(2));
+        assert_eq!(reader.snapshot().digest(&DsPath::root()), digest);
+    }
+
+    #[test]
+    fn the_tree_goes_between_threads() {
+        fn check<T: Clone + Send + Sync>() {}
+        check::<TreeSnapshot>();
+        check::<TreeHandle>();
+    }
+
+    fn reversed(tree: &TreeSnapshot) -> Vec<Object> {
+        let mut objects: Vec<_> = tree.iter().map(|entry| entry.object().clone()).collect();
+        objects.reverse();
+        objects
+    }
+
+    fn equal(a: &TreeSnapshot, b: &TreeSnapshot) -> bool {
+        a.differences(b).next().is_none()
+    }
+
+    proptest! {
+        // REQ: REP-006
+        #[test]
+        fn applying_twice_leaves_what_once_leaves(first in any_changes(20), second in any_changes(20)) {
+            let mut once = TreeSnapshot::default();
+            apply_all(&mut once, &first, 1);
+            apply_all(&mut once, &second, 100);
+            let mut again = once.clone();
+            apply_all(&mut again, &second, 100);
+            prop_assert!(equal(&once, &again));
+            // A tail is replayed from its beginning, over a state that has it whole.
+            apply_all(&mut again, &first, 1);
+            apply_all(&mut again, &second, 100);
+            prop_assert!(equal(&once, &again), "{:?} {:?}", once.iter().collect::<Vec<_>>(), again.iter().collect::<Vec<_>>());
+        }
+
+        #[test]
+        fn every_parent_exists_in_its_own_case(changes in any_changes(40)) {
+            let mut state = TreeSnapshot::default();
+            apply_all(&mut state, &changes, 1);
+            for entry in state.iter() {
+                let parent = entry.path.parent().unwrap();
+                if !parent.is_root() {
+                    let above = state.get(&parent);
+                    prop_assert_eq!(above.map(|above| above.path.as_str()), Some(parent.as_str()));
+                }
+                let children: Vec<_> = state.children(&entry.path).map(|child| child.path.clone()).collect();
+                let below = state.subtree(&entry.path).filter(|below| below.path.parent().as_ref() == Some(&entry.path));
+                prop_assert_eq!(children, below.map(|below| below.path.clone()).collect::<Vec<_>>());
+            }
+        }
+
+        #[test]
+        fn digests_are_equal_exactly_when_trees_are(a in any_changes(6), b in any_changes(6), at in 0..4_usize) {
+            let (mut left, mut right) = (TreeSnapshot::default(), TreeSnapshot::default());
+            apply_all(&mut left, &a, 1);
+            apply_all(&mut right, &b, 50);
+            let at = path(["/", "/a", "/b", "/a/b"][at]);
+            let content = |tree: &TreeSnapshot| -> Vec<_> {
+                tree.subtree(&at)
+                    .map(|entry| (entry.path.as_str().to_owned(), entry.class.clone(), entry.attributes.clone()))
+                    .collect()
+            };
+            prop_assert_eq!(content(&left) == content(&right), left.digest(&at).0 == right.digest(&at).0);
+            // However it came to be.
+            let again = TreeSnapshot::from_objects(reversed(&left), left.position());
+            prop_assert_eq!(left.digest(&at), again.digest(&at));
+        }
+    }
+}

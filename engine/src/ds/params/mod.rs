@@ -389,3 +389,94 @@ const fn group_name(group: Group) -> &'static str {
         Group::Customizable => "customizable",
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::ds::{edit::resolve, testing::tree};
+
+    fn parameters(pairs: &[(&str, &str)]) -> Parameters {
+        Parameters::from_pairs(pairs.iter().map(|(name, text)| ((*name).to_owned(), (*text).to_owned())))
+    }
+
+    fn warning(parameters: &Parameters) -> String {
+        parameters
+            .warnings()
+            .iter()
+            .map(|warning| format!("{}: {}", warning.name, warning.text))
+            .collect::<Vec<_>>()
+            .join("|")
+    }
+
+    // REQ: PAR-003, PAR-111
+    #[test]
+    fn names_match_regardless_of_case_white_space_and_alias() {
+        let found = parameters(&[
+            ("switchover  ts RETRY delay", "3"),
+            ("Switchover MaxTS Failures", "4"),
+            ("Switchover Reconnect Delay", "7"),
+        ]);
+        assert_eq!(
+            (found.number(ParamId(32)), found.number(ParamId(33)), found.number(ParamId(51))),
+            (Some(3), Some(4), Some(7))
+        );
+        assert!(
+            warning(&found).contains("older name of \"Switchover Reconnect Timeout\": used"),
+            "{}",
+            warning(&found)
+        );
+        let both = parameters(&[("Switchover Reconnect Delay", "7"), ("Switchover Reconnect Timeout", "8")]);
+        assert_eq!(both.number(ParamId(51)), Some(8), "the alias counts only where the name is absent");
+        assert_eq!(find("unreachable primary ping count").unwrap().name, "Switchover Unreachable Primary Ping Count");
+    }
+
+    // REQ: PAR-005, PAR-006, PAR-022, PAR-062, PAR-091
+    #[test]
+    fn bad_values_in_the_tree_are_clamped_or_ignored_with_one_warning() {
+        let found = parameters(&[
+            ("Switchover TS Timeout", "3"),
+            ("Switchover Max TS Failures", "many"),
+            ("CustomMirrorDir", "+/a;b;/c"),
+            ("Server A Address", "10.0.0.1"),
+            ("Mail Interaction Recovery Filter Enabled", "perhaps"),
+        ]);
+        assert_eq!(found.number(ParamId(31)), Some(5));
+        assert_eq!(found.number(ParamId(33)), Some(2));
+        assert_eq!(found.custom_mirror_dirs().len(), 2);
+        assert!(!found.switch(ParamId(91)) && found.is_explicit(ParamId(31)) && !found.is_explicit(ParamId(45)));
+        assert_eq!((found.number(ParamId(45)), found.explicit(ParamId(45))), (Some(10), None));
+        assert_eq!(found.warnings().len(), 5, "{}", warning(&found));
+        assert!(warning(&found).contains("Switchover TS Timeout: value \"3\" is not permitted"), "{}", warning(&found));
+    }
+
+    // REQ: PAR-110
+    #[test]
+    fn withdrawn_parameters_are_named_and_have_no_effect() {
+        let found = parameters(&[("Switchover UDP Monitor", "1"), ("Custom Thing", "x")]);
+        assert_eq!(warning(&found), "Switchover UDP Monitor: ignored, withdrawn (PAR-112)");
+        assert!(matches!(find("switchover udp monitor"), Err(ParamError::Withdrawn(_))));
+        assert_eq!(found.get_json("custom thing").unwrap()["value"], "x");
+    }
+
+    // REQ: REP-013, PAR-007, PAR-008
+    #[test]
+    fn setting_goes_through_the_tree() {
+        let mut state = tree(&["/server/PARAMETERS SwitchoverTSRetryDelay=3"]);
+        let operation = set(&state, "switchover ts retry delay", "4").unwrap();
+        state.apply(&resolve(&state, &operation).unwrap().unwrap(), Default::default());
+        let found = Parameters::read(&state);
+        assert_eq!((found.number(ParamId(32)), found.warnings().len()), (Some(4), 0), "the older spelling is gone");
+        let shown = found.get_json("Switchover TS Retry Delay").unwrap();
+        assert_eq!(
+            (&shown["name"], &shown["value"], &shown["restart"], &shown["min"]),
+            (&json!("Switchover TS Failure Retry Delay"), &json!("4"), &json!(false), &json!(1))
+        );
+        assert_eq!(found.get_json("Switchover QoS DSCP").unwrap()["restart"], true);
+        let listed = found.to_json();
+        assert_eq!(listed.as_array().unwrap().len(), registry::ALL.len());
+        let dynamic = registry::ALL.iter().filter(|spec| spec.effect == Effect::Dynamic);
+        assert_eq!(dynamic.map(|spec| spec.id.0).collect::<Vec<_>>(), [31, 32, 33, 63, 90, 91]);
+        assert!(set(&state, "Switchover TS Timeout", "61").unwrap_err().to_string().contains("5 to 60. Try: 60"));
+        assert!(set(&state, "TS Timeout", "6").unwrap_err().to_string().contains("Try: \"Switchover TS Timeout\""));
+    }
+}

@@ -5,7 +5,7 @@
 
 use std::net::IpAddr;
 
-use ringpair_wire::ds::DsPath;
+use ringpair_wire::{ds::DsPath, dscp::Dscp};
 
 use crate::ds::params::registry::{Kind, Spec};
 
@@ -142,9 +142,10 @@ pub fn parse(spec: &Spec, text: &str) -> Result<ParamValue, ValueError> {
             .ok_or_else(|| refuse("expected a switch".into(), "Yes or No", None)),
         Kind::Count { min, max } => parse_number(spec, text, (min, max), "number"),
         Kind::Seconds { min, max } => parse_number(spec, text, (min, max), "number of seconds"),
-        Kind::Dscp => {
-            parse_dscp(text).ok_or_else(|| refuse("expected a DSCP class name or 0 to 63".into(), "AF41", None))
-        }
+        Kind::Dscp => match text.trim().parse::<Dscp>() {
+            Ok(dscp) => Ok(ParamValue::Dscp(dscp.number())),
+            Err(_) => Err(refuse("expected a DSCP class name or 0 to 63".into(), "AF41", None)),
+        },
         Kind::Directory => match text.trim() {
             path if is_absolute(path) => Ok(ParamValue::Text(path.to_owned())),
             path => Err(refuse(format!("{path:?} is not an absolute path"), "a path such as /srv/app/handlers", None)),
@@ -207,22 +208,94 @@ fn parse_number(spec: &Spec, text: &str, (min, max): (i64, i64), what: &str) -> 
     if nearest == number { Ok(ParamValue::Number(fits)) } else { Err(refuse(Some(fits))) }
 }
 
-/// A class name (`AF11` to `AF43`, `CS0` to `CS7`, `EF`, `LE`) or 0 to 63 (PAR-054).
-fn parse_dscp(text: &str) -> Option<ParamValue> {
-    let text = text.trim().to_ascii_uppercase();
-    let digit = |at: usize| text.as_bytes().get(at).filter(|byte| byte.is_ascii_digit()).map(|byte| byte - b'0');
-    let number = match (text.as_str(), digit(2), digit(3)) {
-        ("EF", ..) => 46,
-        ("LE", ..) => 1,
-        (name, Some(class @ 1..=4), Some(drop @ 1..=3)) if name.len() == 4 && name.starts_with("AF") => {
-            class * 8 + drop * 2
-        }
-        (name, Some(class @ 0..=7), None) if name.len() == 3 && name.starts_with("CS") => class * 8,
-        (number, ..) => number.parse().ok().filter(|number| *number <= 63)?,
-    };
-    Some(ParamValue::Dscp(number))
-}
-
 fn is_absolute(path: &str) -> bool {
     path.starts_with('/') && !path.contains('\0') && path.split('/').all(|component| component != "..")
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::ds::params::registry::{ALL, find};
+
+    fn read(name: &str, text: &str) -> Result<ParamValue, ValueError> {
+        parse(find(name).unwrap(), text)
+    }
+
+    // REQ: PAR-002
+    #[test]
+    fn switches_have_one_grammar() {
+        for on in ["Yes", "yes", "ON", "True", "1", "-1", "42", " yes ", "99999999999999999999999"] {
+            assert_eq!(parse_switch(on), Some(true), "{on:?}");
+        }
+        for off in ["No", "OFF", "false", "0", "00", "", "  "] {
+            assert_eq!(parse_switch(off), Some(false), "{off:?}");
+        }
+        for neither in ["y", "maybe", "1.5", "-", "0x1", "yes no"] {
+            assert_eq!(parse_switch(neither), None, "{neither:?}");
+        }
+    }
+
+    // REQ: PAR-009, PAR-063, PAR-065, REP-027
+    #[test]
+    fn lists_are_trimmed_and_plus_means_the_subtree() {
+        assert_eq!(parse_list(" txt; gif ;; myext;"), ["txt", "gif", "myext"]);
+        let dir = |path: &str, recursive| MirrorDir { path: path.into(), recursive };
+        assert_eq!(
+            parse_directories("/a/Data1; +/a/Data2 ;+ /c"),
+            [dir("/a/Data1", false), dir("/a/Data2", true), dir("/c", true)]
+        );
+        assert_eq!(parse_extensions(".TXT; gif"), ["txt", "gif"]);
+    }
+
+    // REQ: PAR-006, PAR-031, PAR-044, PAR-045
+    #[test]
+    fn numbers_out_of_range_name_the_nearest() {
+        let nearest = |name, text| read(name, text).unwrap_err().nearest;
+        assert_eq!(read("Switchover TS Timeout", " 60 "), Ok(ParamValue::Number(60)));
+        assert_eq!(nearest("Switchover TS Timeout", "4"), Some(ParamValue::Number(5)));
+        assert_eq!(nearest("Switchover TS Timeout", "99999999999999999999"), Some(ParamValue::Number(60)));
+        assert_eq!(nearest("Switchover Unreachable Primary Ping Count", "-2"), Some(ParamValue::Number(-1)));
+        assert_eq!(nearest("Switchover Unreachable Primary Ping Delay", "0"), Some(ParamValue::Number(1)));
+        assert_eq!(nearest("Switchover TS Timeout", "ten"), None);
+        let error = read("Switchover TS Timeout", "61").unwrap_err().to_string();
+        assert_eq!(error, "Switchover TS Timeout = \"61\": expected a whole number of seconds, 5 to 60. Try: 60");
+    }
+
+    // REQ: PAR-015, PAR-021, PAR-054, PAR-066, PAR-080, PAR-081, PAR-084
+    #[test]
+    fn each_kind_refuses_what_it_is_not() {
+        for (name, good, bad) in [
+            ("SwitchoverServer A", "icserver1", "icserver1.example.org"),
+            ("Server A Address", "fd00::1", "icserver1"),
+            ("Switchover QoS DSCP", "af31", "64"),
+            ("Handler Path", "/srv/handlers", "srv/handlers"),
+            ("CustomMirrorDir", "+/srv/a;/srv/b", "/srv/a;/srv/../etc"),
+            ("MirrorExceptions", "tmp;.swp", "a/b"),
+            ("Custom Upgrade Synchronization Directories", "\\${CONFIG}\\Users;${SERVER}\\Workstations", "Users"),
+            (
+                "Custom Upgrade Attribute Exceptions",
+                "User(Workgroups, Extension);Workgroup( View User Queue List )",
+                "User",
+            ),
+            ("Switchover Upgrade Higher DS Exclusions", "/CONFIG/Lines;User(Extension)", "User(Extension"),
+            ("Mail Interaction Recovery Enabled", "Yes", "perhaps"),
+        ] {
+            assert!(read(name, good).is_ok(), "{name}: {good}");
+            assert!(read(name, bad).unwrap_err().to_string().contains("Try: "), "{name}: {bad}");
+        }
+        let (class, attributes) = parse_class_term("Workgroup(Members, View User Queue List)").unwrap();
+        assert_eq!(
+            (class.as_str(), &attributes[..]),
+            ("Workgroup", &["Members".to_owned(), "View User Queue List".to_owned()][..])
+        );
+    }
+
+    // REQ: PAR-005
+    #[test]
+    fn every_default_is_permitted() {
+        for spec in ALL {
+            assert!(spec.default.is_none_or(|default| parse(spec, default).is_ok()), "{}", spec.name);
+        }
+        assert!(ALL.is_sorted_by_key(|spec| spec.id), "found by binary search");
+    }
 }
