@@ -492,3 +492,112 @@ fn create(path: &Path) -> Result<File, ArchiveError> {
 fn sync_dir(dir: &Path) -> Result<(), ArchiveError> {
     File::open(dir).and_then(|dir| dir.sync_all()).map_err(io_error("syncing", dir))
 }
+
+#[cfg(test)]
+mod tests {
+    use std::os::unix::fs::PermissionsExt;
+
+    use super::*;
+    use crate::ds::testing::{path, position, put, tree, version};
+
+    // REQ: REP-011
+    #[test]
+    fn what_is_sealed_stays_and_is_listed_whole() {
+        let dir = tempfile::tempdir().unwrap();
+        let archive = DivergenceArchive::open(dir.path()).unwrap();
+        assert_eq!(fs::metadata(dir.path().join("divergence")).unwrap().permissions().mode() & 0o777, 0o700);
+        let tree = tree(&["/C/alice x=1,2"]);
+        let alice = tree.get(&path("/C/alice")).unwrap();
+        let mut writer = archive.begin(Epoch(65_537), position(7)).unwrap();
+        writer.add_record(version(9), &alice.path, Some(alice)).unwrap();
+        writer.add_record(version(10), &path("/C/gone"), None).unwrap();
+        writer.add_file(b"/srv/\xff.txt", &mut &b"content"[..]).unwrap();
+        assert_eq!(archive.totals().unwrap(), ArchiveTotals::default(), "not sealed: not there");
+        assert_eq!(writer.seal().unwrap(), (2, 1));
+        let archive = DivergenceArchive::open(dir.path()).unwrap();
+        let listed = archive.to_json().unwrap();
+        assert_eq!(listed["epoch"], 65_537);
+        assert_eq!(listed["records"][0]["object"], json::summary(alice));
+        assert_eq!(listed["records"][0]["version"], json!({"epoch": 65_537, "seq": 9}));
+        assert_eq!((&listed["records"][1]["object"], &listed["files"][0]["bytes"]), (&Json::Null, &json!(7)));
+        assert_eq!(archive.show_json("1-f1").unwrap()["path_base64"], STANDARD.encode(b"/srv/\xff.txt"));
+        assert_eq!(fs::read(&archive.files().unwrap()[0].stored).unwrap(), b"content");
+        assert!(matches!(archive.show_json("1-r9"), Err(ArchiveError::NotFound(_))));
+    }
+
+    #[test]
+    fn an_unsealed_or_empty_archive_never_was() {
+        let dir = tempfile::tempdir().unwrap();
+        let archive = DivergenceArchive::open(dir.path()).unwrap();
+        let mut writer = archive.begin(Epoch(1), position(1)).unwrap();
+        writer.add_record(version(2), &path("/a"), None).unwrap();
+        drop(writer);
+        assert_eq!(archive.begin(Epoch(1), position(1)).unwrap().seal().unwrap(), (0, 0));
+        assert!(archive.records().unwrap().is_empty());
+        assert_eq!(fs::read_dir(dir.path().join("divergence")).unwrap().count(), 0);
+    }
+
+    #[test]
+    fn removing_is_by_id_and_the_archive_goes_with_the_last() {
+        let dir = tempfile::tempdir().unwrap();
+        let archive = DivergenceArchive::open(dir.path()).unwrap();
+        for epoch in [1, 3] {
+            let mut writer = archive.begin(Epoch(epoch), position(epoch)).unwrap();
+            writer.add_record(version(epoch), &path("/a"), None).unwrap();
+            writer.add_file(b"/f", &mut &b"12345"[..]).unwrap();
+            writer.seal().unwrap();
+        }
+        let totals = ArchiveTotals { records: 2, files: 2, bytes: 10, epoch: Epoch(3) };
+        assert_eq!(archive.totals().unwrap(), totals);
+        archive.remove("1-r1").unwrap();
+        assert!(matches!(archive.remove("1-r1"), Err(ArchiveError::NotFound(_))));
+        assert_eq!(archive.records().unwrap().iter().map(|record| record.id.as_str()).collect::<Vec<_>>(), ["2-r1"]);
+        archive.remove("1-f1").unwrap();
+        assert!(!dir.path().join("divergence/1").exists() && dir.path().join("divergence/2").exists());
+        assert_eq!(
+            archive.begin(Epoch(5), position(5)).unwrap().number,
+            3,
+            "numbers are not used again while any is left"
+        );
+    }
+
+    #[test]
+    fn a_damaged_log_is_named() {
+        let dir = tempfile::tempdir().unwrap();
+        let archive = DivergenceArchive::open(dir.path()).unwrap();
+        let mut writer = archive.begin(Epoch(1), position(1)).unwrap();
+        writer.add_record(version(2), &path("/a"), None).unwrap();
+        writer.seal().unwrap();
+        let log = dir.path().join("divergence/1/log");
+        let sound = fs::read(&log).unwrap();
+        for at in 0..sound.len() {
+            let mut bytes = sound.clone();
+            bytes[at] ^= 0x40;
+            fs::write(&log, &bytes).unwrap();
+            assert!(matches!(archive.records(), Err(ArchiveError::Damaged { .. })), "at {at}");
+        }
+        fs::write(&log, &sound[..sound.len() - 1]).unwrap();
+        assert!(matches!(archive.records(), Err(ArchiveError::Damaged { entry: 1, .. })));
+    }
+
+    #[test]
+    fn own_records_come_to_whole_objects_and_removals() {
+        let mut state = tree(&["/a x=1", "/b x=1"]);
+        let changes = [
+            put("/a x=2"),
+            put("/a y=3"),
+            Change::Remove { path: path("/b") },
+            put("/c x=1"),
+            Change::Remove { path: path("/c") },
+        ];
+        for (change, seq) in changes.iter().zip(3..) {
+            state.apply(change, version(seq));
+        }
+        let own = changes.iter().zip(3..).map(|(change, seq)| (version(seq), change));
+        let records: Vec<_> = collect_divergent(own, &state)
+            .into_iter()
+            .map(|(version, path, entry)| (version.seq.0, path.to_string(), entry.map(|entry| entry.attributes.len())))
+            .collect();
+        assert_eq!(records, [(4, "/a".into(), Some(2)), (5, "/b".into(), None), (7, "/c".into(), None)]);
+    }
+}

@@ -390,3 +390,102 @@ impl ContentReceiver {
         Ok(true)
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn store() -> (tempfile::TempDir, ContentStore) {
+        let dir = tempfile::tempdir().unwrap();
+        let store = ContentStore::open(dir.path()).unwrap();
+        (dir, store)
+    }
+
+    fn bytes(len: usize, seed: u8) -> Vec<u8> {
+        (0..len).map(|n| (n as u8).wrapping_mul(31).wrapping_add(seed)).collect()
+    }
+
+    fn id_of(bytes: &[u8]) -> ContentId {
+        ContentId(*blake3::hash(bytes).as_bytes())
+    }
+
+    #[test]
+    fn values_up_to_the_bound_stay_inline_and_longer_ones_are_stored_once() {
+        let (dir, store) = store();
+        let text = "x".repeat(CONTENT_FROM_BYTES);
+        assert_eq!(store.text_value(&text).unwrap(), Value::Text(text.as_str().into()));
+        let long = text + "y";
+        let Value::Content { id, len, text: true } = store.text_value(&long).unwrap() else { panic!() };
+        assert_eq!((id, len), (id_of(long.as_bytes()), long.len() as u64));
+        let name = id.to_string();
+        let file = dir.path().join("content").join(&name[..2]).join(&name[2..]);
+        assert_eq!(fs::read(&file).unwrap(), long.as_bytes());
+        assert_eq!(store.put(long.as_bytes()).unwrap(), id);
+        assert_eq!(store.read(&id).unwrap(), long.as_bytes());
+        assert_eq!(fs::read_dir(dir.path().join("content/temporary")).unwrap().count(), 0);
+        fs::write(&file, bytes(long.len(), 9)).unwrap();
+        assert!(matches!(store.read(&id), Err(ContentError::Damaged(_))));
+        assert!(matches!(store.read(&ContentId([1; 32])), Err(ContentError::Missing(_))));
+        assert!(matches!(store.put(&vec![0; MAX_VALUE_BYTES + 1]), Err(ContentError::TooLong(..))));
+    }
+
+    #[test]
+    fn receiving_resumes_where_it_was_and_checks_the_whole() {
+        let (dir, store) = store();
+        let content = bytes(200_000, 1);
+        let (id, len) = (id_of(&content), 200_000);
+        let mut receiver = ContentReceiver::new(store);
+        assert_eq!(receiver.begin(id, len).unwrap(), 0);
+        assert!(!receiver.chunk(id, 0, &content[..90_000]).unwrap());
+        assert!(matches!(
+            receiver.chunk(id, 90_001, &content[90_001..]),
+            Err(ContentError::Chunk { received: 90_000, .. })
+        ));
+        assert!(
+            matches!(receiver.chunk(id, 90_000, &bytes(110_001, 2)), Err(ContentError::Chunk { .. })),
+            "beyond its length"
+        );
+        // The process ends; the next one resumes.
+        let store = ContentStore::open(dir.path()).unwrap();
+        assert_eq!(store.missing([(id, len), (id, len)]), [(id, len)]);
+        let mut receiver = ContentReceiver::new(store.clone());
+        assert_eq!(receiver.begin(id, len).unwrap(), 90_000);
+        assert!(receiver.chunk(id, 80_000, &content[80_000..]).unwrap());
+        assert_eq!(store.read(&id).unwrap(), content);
+        assert_eq!((store.missing([(id, len)]), receiver.begin(id, len).unwrap()), (vec![], len));
+        assert!(receiver.chunk(id, 0, &content[..10]).unwrap(), "a late chunk of what is here");
+        let other = id_of(b"other");
+        receiver.begin(other, 5).unwrap();
+        assert!(matches!(receiver.chunk(other, 0, b"OTHER"), Err(ContentError::Damaged(_))));
+        assert_eq!(receiver.begin(other, 5).unwrap(), 0, "nothing of the damaged one is kept");
+        assert!(receiver.chunk(other, 0, b"other").unwrap());
+    }
+
+    #[test]
+    fn receiving_is_bounded() {
+        let (_dir, store) = store();
+        let mut receiver = ContentReceiver::new(store);
+        for n in 0..MAX_PARTIAL {
+            receiver.begin(ContentId([n as u8; 32]), 10).unwrap();
+        }
+        assert!(matches!(receiver.begin(ContentId([255; 32]), 10), Err(ContentError::TooMany)));
+        receiver.forget(&ContentId([0; 32]));
+        assert!(receiver.begin(ContentId([255; 32]), 10).is_ok());
+        assert!(matches!(receiver.begin(ContentId([254; 32]), u64::MAX), Err(ContentError::TooLong(..))));
+    }
+
+    #[test]
+    fn garbage_goes_and_everything_else_stays() {
+        let (dir, store) = store();
+        let (kept, gone) = (store.put(&bytes(70_000, 1)).unwrap(), store.put(&bytes(70_000, 2)).unwrap());
+        let foreign = dir.path().join("content/ab");
+        fs::create_dir_all(&foreign).unwrap();
+        fs::write(foreign.join("README"), "mine").unwrap();
+        fs::write(dir.path().join("content/notes"), "mine").unwrap();
+        let referenced = HashSet::from([kept]);
+        assert_eq!(store.collect(&referenced, Duration::from_secs(3600)).unwrap(), (0, 0), "too young");
+        assert_eq!(store.collect(&referenced, Duration::ZERO).unwrap(), (1, 70_000));
+        assert!(store.contains(&kept) && !store.contains(&gone));
+        assert!(foreign.join("README").exists() && dir.path().join("content/notes").exists());
+    }
+}

@@ -477,3 +477,159 @@ fn check_len(name: &str, bytes: usize) -> Result<(), EditError> {
     }
     Ok(())
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::ds::{
+        edit::resolve_all,
+        testing::{path, text, tree, version},
+    };
+
+    fn store() -> (tempfile::TempDir, ContentStore) {
+        let dir = tempfile::tempdir().unwrap();
+        let store = ContentStore::open(dir.path()).unwrap();
+        (dir, store)
+    }
+
+    fn whole(export: Export) -> String {
+        let mut bytes = Vec::new();
+        for chunk in export {
+            let chunk = chunk.unwrap();
+            assert!(chunk.len() < 3 * CHUNK_BYTES, "{}", chunk.len());
+            bytes.extend(chunk);
+        }
+        String::from_utf8(bytes).unwrap()
+    }
+
+    fn import(lines: &str, store: &ContentStore, size: usize) -> Result<Vec<(u64, Operation)>, TransactionError> {
+        let mut parser = TransactionParser::new(store.clone());
+        lines.as_bytes().chunks(size).for_each(|piece| parser.push(piece).unwrap());
+        parser.finish()
+    }
+
+    #[test]
+    fn objects_have_the_form_of_the_interface() {
+        let (_dir, store) = store();
+        let tree = tree(&["/CONFIG/Users/alice Extension=101 Workgroups=Sales,Support"]);
+        let shown = whole(Export::object(tree.clone(), store.clone(), path("/config/users/ALICE")));
+        let expected = concat!(
+            r#"{"path":"/CONFIG/Users/alice","class":"","attributes":{"Extension":["101"],"#,
+            r#""Workgroups":["Sales","Support"]},"version":{"epoch":65537,"seq":1}}"#,
+            "\n"
+        );
+        assert_eq!(shown, expected);
+        assert_eq!(
+            summary(tree.get(&path("/CONFIG/Users/alice")).unwrap()),
+            serde_json::from_str::<Json>(expected).unwrap()
+        );
+        assert_eq!(whole(Export::object(tree.clone(), store, path("/none"))), "");
+        assert_eq!(children(&tree, &path("/config")), Some(json!({"path": "/CONFIG", "children": ["/CONFIG/Users"]})));
+        assert_eq!(children(&tree, &path("/none")), None);
+        let root = DsPath::root();
+        assert_eq!(digest(&root, tree.digest(&root))["objects"], 3);
+    }
+
+    // REQ: REP-012
+    #[test]
+    fn an_export_imports_to_an_equal_tree() {
+        let (_dir, store) = store();
+        let mut tree = tree(&["/a/b x=1,2", "/A/c y=z", "/other k=v"]);
+        // Characters of several bytes, quotes and control characters, across the borders of pieces.
+        let long_text = "é\"\u{1}\\🙂".repeat(20_000);
+        let long_bytes: Vec<u8> = (0..150_001_u32).map(|n| (n % 251) as u8 | 0x80).collect();
+        let values = vec![
+            store.text_value(&long_text).unwrap(),
+            store.bytes_value(&long_bytes).unwrap(),
+            Value::Bytes([0xff, 0].into()),
+            text("q\"uote\n"),
+        ];
+        let attribute = Attribute { name: "Mail Body".into(), values };
+        let change = ringpair_wire::ds::Change::Put {
+            path: path("/a/mail"),
+            class: Some("Mail".into()),
+            replace: false,
+            attributes: vec![attribute],
+        };
+        tree.apply(&change, version(9));
+        let exported = whole(Export::subtree(tree.clone(), store.clone(), DsPath::root()));
+        assert_eq!(exported.lines().count(), 5);
+        let (_other_dir, other_store) = self::store();
+        let operations = import(&exported, &other_store, 7_001).unwrap();
+        let mut imported = TreeSnapshot::default();
+        for change in resolve_all(&imported, &operations).unwrap() {
+            imported.apply(&change, version(1));
+        }
+        assert_eq!(imported.digest(&DsPath::root()), tree.digest(&DsPath::root()));
+        assert_eq!(other_store.missing(tree.contents()), [], "contents came along");
+        assert_eq!(whole(Export::subtree(tree, store, path("/a/b"))).lines().count(), 1);
+    }
+
+    #[test]
+    fn a_missing_or_damaged_content_is_an_error_not_half_a_value() {
+        let (_dir, store) = store();
+        let mut tree = TreeSnapshot::default();
+        let values = vec![Value::Content { id: ContentId([3; 32]), len: 70_000, text: true }];
+        let attributes = vec![Attribute { name: "x".into(), values }];
+        tree.apply(
+            &ringpair_wire::ds::Change::Put { path: path("/a"), class: None, replace: false, attributes },
+            version(1),
+        );
+        let mut export = Export::subtree(tree, store, DsPath::root());
+        assert!(matches!(export.next(), Some(Err(ContentError::Missing(_)))));
+        assert!(export.next().is_none());
+    }
+
+    #[test]
+    fn every_bad_line_is_reported_by_its_number() {
+        let (_dir, store) = store();
+        let lines = concat!(
+            r#"{"path":"/a","attributes":{"x":"1","y":null,"z":{"add":["2"]},"w":{"remove":["3"]},"b":{"base64":"/w=="}}}"#,
+            "\n\n",
+            r#"{"path":"/b","deleted":true,"recursive":true}"#,
+            "\n"
+        );
+        let operations = import(lines, &store, 5).unwrap();
+        assert_eq!(operations.iter().map(|(line, _)| *line).collect::<Vec<_>>(), [1, 3]);
+        let Operation::Put { attributes, .. } = &operations[0].1 else { panic!() };
+        let edit = |name: &str| attributes.iter().find(|(key, _)| key == name).unwrap().1.clone();
+        assert_eq!((edit("x"), edit("y")), (ValueEdit::Set(vec![text("1")]), ValueEdit::Unset));
+        assert_eq!((edit("z"), edit("w")), (ValueEdit::Add(vec![text("2")]), ValueEdit::Remove(vec![text("3")])));
+        assert_eq!(edit("b"), ValueEdit::Set(vec![Value::Bytes([0xff].into())]));
+        for (line, expected) in [
+            ("nonsense", "not JSON"),
+            ("[1]", "expected an object"),
+            (r#"{"class":"x"}"#, "\"path\" is missing"),
+            (r#"{"path":"a"}"#, "starts with neither"),
+            (r#"{"path":"/a","attribute":{}}"#, "unknown key \"attribute\""),
+            (r#"{"path":"/a","attributes":{"x":[1]}}"#, "\"x\" is 1, expected a text"),
+            (r#"{"path":"/a","attributes":{"x":{"base64":"?"}}}"#, "not base64"),
+            (r#"{"path":"/a","deleted":"yes"}"#, "true or false"),
+        ] {
+            let error = import(&format!("{{\"path\":\"/ok\"}}\n{line}\n{line}"), &store, 1000).unwrap_err();
+            assert_eq!(error.errors.iter().map(|error| error.line).collect::<Vec<_>>(), [2, 3], "{line}");
+            assert!(error.to_string().contains(expected), "{line}: {error}");
+        }
+        let path = path("/a");
+        assert!(parse_put(path.clone(), false, br#"{"path":"/b"}"#, &store).is_err());
+        assert!(matches!(parse_put(path, true, br#"{"class":"U"}"#, &store), Ok(Operation::Put { replace: true, .. })));
+    }
+
+    #[test]
+    fn what_comes_in_is_bounded() {
+        let (_dir, store) = store();
+        let mut parser = TransactionParser::new(store);
+        let piece = vec![b'\n'; 64 << 20];
+        for _ in 0..4 {
+            parser.push(&piece).unwrap();
+        }
+        assert!(matches!(parser.push(b"x"), Err(EditError::TooLong { .. })));
+    }
+
+    #[test]
+    fn bytes_that_are_text_are_text() {
+        let (_dir, store) = store();
+        let value = parse_value("x", json!({"base64": STANDARD.encode("text")}), &store).unwrap();
+        assert_eq!(value, text("text"));
+    }
+}

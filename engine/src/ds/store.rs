@@ -446,3 +446,118 @@ fn run(mut store: StateStore, shared: &Shared, report: &dyn Fn(Checkpoint)) {
         report(outcome);
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use std::sync::mpsc;
+
+    use proptest::prelude::*;
+    use ringpair_wire::ds::Change;
+
+    use super::*;
+    use crate::ds::testing::{any_changes, apply_all, path, position, put, tree, version};
+
+    fn equal(a: &TreeSnapshot, b: &TreeSnapshot) -> bool {
+        a.differences(b).next().is_none() && a.position() == b.position()
+    }
+
+    #[test]
+    fn a_checkpoint_is_read_back_with_its_position() {
+        let dir = tempfile::tempdir().unwrap();
+        let mut state = tree(&["/a/b x=1", "/c y=2"]);
+        let mut store = StateStore::open(dir.path()).unwrap();
+        assert!(store.stored().is_empty() && store.stored().position() == Position::default());
+        let cost = store.save(&state).unwrap();
+        assert_eq!((cost.upserted, cost.removed), (3, 0));
+        state.apply(&put("/a/b x=2"), version(3));
+        state.apply(&Change::Remove { path: path("/c") }, version(4));
+        state.set_position(position(4));
+        let cost = store.save(&state).unwrap();
+        assert_eq!((cost.upserted, cost.removed), (1, 1), "what did not change is not written");
+        assert!(matches!(StateStore::open(dir.path()), Err(StoreError::InUse(_))));
+        drop(store);
+        assert!(equal(StateStore::open(dir.path()).unwrap().stored(), &state));
+    }
+
+    #[test]
+    fn damage_is_named_never_served() {
+        let dir = tempfile::tempdir().unwrap();
+        let mut state = TreeSnapshot::default();
+        for n in 0..500 {
+            state.apply(&put(&format!("/objects/n{n} value=some-text-{n}")), version(n + 1));
+        }
+        StateStore::open(dir.path()).unwrap().save(&state).unwrap();
+        let file = dir.path().join("state.redb");
+        let sound = fs::read(&file).unwrap();
+        let mut served = 0;
+        for at in (0..sound.len()).step_by(sound.len() / 97) {
+            let mut bytes = sound.clone();
+            bytes[at] ^= 0x10;
+            fs::write(&file, &bytes).unwrap();
+            match StateStore::open(dir.path()) {
+                Ok(store) => {
+                    let stored = store.stored();
+                    assert!(stored.is_empty() || stored.differences(&state).next().is_none(), "at {at}");
+                    served += 1;
+                }
+                Err(StoreError::Damaged { .. }) => {}
+                Err(other) => panic!("at {at}: {other}"),
+            }
+        }
+        assert!(served < 97, "some damage must be seen");
+        for len in [0, 1, 100, sound.len() / 2, sound.len() - 1] {
+            fs::write(&file, &sound[..len]).unwrap();
+            if let Ok(store) = StateStore::open(dir.path()) {
+                assert!(
+                    store.stored().is_empty() || store.stored().differences(&state).next().is_none(),
+                    "cut at {len}"
+                );
+            }
+        }
+        fs::write(&file, b"not a store at all, but long enough to be looked at").unwrap();
+        assert!(matches!(StateStore::open(dir.path()), Err(StoreError::Damaged { .. })));
+        StateStore::set_aside(dir.path()).unwrap();
+        assert!(StateStore::open(dir.path()).unwrap().stored().is_empty());
+    }
+
+    fn wait(reports: &mpsc::Receiver<Checkpoint>) -> Checkpoint {
+        reports.recv_timeout(Duration::from_secs(20)).unwrap()
+    }
+
+    #[test]
+    fn the_checkpointer_stays_behind_the_synced_journal_and_never_goes_back() {
+        let dir = tempfile::tempdir().unwrap();
+        let (send, reports) = mpsc::channel();
+        let store = StateStore::open(dir.path()).unwrap();
+        let checkpointer = Checkpointer::start(store, move |report| drop(send.send(report))).unwrap();
+        let early = tree(&["/a x=1"]);
+        let late = tree(&["/a x=1", "/b x=1", "/c x=1"]);
+        assert!(checkpointer.offer(late.clone()));
+        checkpointer.durable(Seq(2));
+        assert!(reports.try_recv().is_err() && checkpointer.is_pending(), "the journal is not synced that far");
+        checkpointer.durable(Seq(3));
+        assert!(matches!(wait(&reports), Checkpoint::Saved(at, cost) if at == position(3) && cost.upserted == 3));
+        assert!(!checkpointer.offer(early.clone()), "not newer than what is stored");
+        checkpointer.replace(early.clone());
+        assert!(matches!(wait(&reports), Checkpoint::Replaced(at, cost) if at == position(1) && cost.removed == 2));
+        assert_eq!(checkpointer.saved(), position(1));
+        drop(checkpointer);
+        assert!(equal(StateStore::open(dir.path()).unwrap().stored(), &early));
+    }
+
+    proptest! {
+        #![proptest_config(ProptestConfig::with_cases(12))]
+        #[test]
+        fn any_two_states_follow_each_other(a in any_changes(30), b in any_changes(30)) {
+            let dir = tempfile::tempdir().unwrap();
+            let (mut first, mut second) = (TreeSnapshot::default(), TreeSnapshot::default());
+            apply_all(&mut first, &a, 1);
+            apply_all(&mut second, &b, 500);
+            let mut store = StateStore::open(dir.path()).unwrap();
+            store.save(&first).unwrap();
+            store.save(&second).unwrap();
+            drop(store);
+            prop_assert!(equal(StateStore::open(dir.path()).unwrap().stored(), &second));
+        }
+    }
+}
