@@ -11,8 +11,16 @@
 //! `pump` and `on_completion`.
 #![forbid(unsafe_code)]
 
+mod catalog;
+mod change;
 mod error;
+mod files;
+mod format;
+mod prepare;
 mod reader;
+mod scan;
+#[cfg(test)]
+mod tests;
 mod writer;
 
 use std::{ops::RangeInclusive, path::PathBuf};
@@ -28,7 +36,7 @@ use crate::ring::Shared;
 /// How a journal is kept.
 #[derive(Clone, Debug)]
 pub struct JournalOptions {
-    /// The size of every segment, in bytes: a multiple of 4096, at least 64 KiB, at most 1 GiB.
+    /// The size of every segment, in bytes: a multiple of 4096, 64 KiB to 64 MiB.
     pub segment_bytes: u64,
     /// The greatest number of bytes in one group (one write+fdatasync).
     pub group_bytes: usize,

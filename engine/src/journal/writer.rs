@@ -1,154 +1,357 @@
-//! The journal's one owner: appends with group commit and carries out what changes the journal as a whole.
+//! The journal's one owner: appends with group commit. What changes the journal as a whole stands in `change`.
+//!
+//! At most one group is in flight. A group goes into one segment, in one write linked with an fdatasync. `append`,
+//! `pump` and `on_completion` never wait for the disk; the first failed write or sync ends the journal's taking.
 
-use std::path::Path;
+use std::{collections::VecDeque, sync::Arc};
 
-use ringpair_wire::id::{Epoch, HistoryId, Position, Seq};
+use nix::fcntl::Flock;
+use ringpair_wire::{
+    frame::UncheckedHeader,
+    id::{Epoch, HistoryId, Position, Seq},
+};
 
-use super::{AppendError, JournalError, JournalEvent, JournalOptions, JournalReader, Recovered};
-use crate::ring::{Completion, Driver, Shared};
+use super::{
+    AppendError, JournalError, JournalEvent, JournalOptions, JournalReader,
+    catalog::{Catalog, Segment},
+    files::{ZERO_CHUNK_BYTES, failed},
+    format::{FRAMES_OFFSET, SegmentHeader, segment_path},
+    prepare::{Preparation, Prepared},
+};
+use crate::ring::{Completion, Driver, Fd, MAX_SLICES, Op, Shared, Token};
+
+/// Kinds of the journal's tokens.
+const GROUP: u8 = 1;
+const PREPARE: u8 = 2;
 
 /// The journal, owned by the stream thread.
 #[derive(Debug)]
 pub struct Journal {
-    recovered: Recovered,
-    reader: JournalReader,
+    pub(super) options: JournalOptions,
+    pub(super) catalog: Arc<Catalog>,
+    pub(super) dir: Fd,
+    /// Held as long as the journal is open.
+    pub(super) _lock: Flock<std::fs::File>,
+    pub(super) history: Option<HistoryId>,
+    pub(super) generation: u64,
+    pub(super) active: Option<Active>,
+    pub(super) next: Option<Preparation>,
+    /// Tells completions of a preparation that was given up from those of the current one.
+    pub(super) tag: u16,
+    /// The highest number that a segment file may have.
+    pub(super) last_index: u32,
+    pub(super) zeroes: Option<Shared>,
+    pub(super) pending: VecDeque<Frame>,
+    pub(super) pending_bytes: usize,
+    pub(super) in_flight: Option<Group>,
+    pub(super) end: Position,
+    pub(super) synced: Position,
+    pub(super) epochs: Vec<(Epoch, Position)>,
+    pub(super) failed: bool,
+    /// The next segment could not be made, and that was told.
+    pub(super) no_room: bool,
+    /// Told with the next completion: preparing failed outside of one.
+    pub(super) untold: Option<JournalError>,
+}
+
+/// The segment being written.
+#[derive(Debug)]
+pub(super) struct Active {
+    pub index: u32,
+    pub fd: Fd,
+    pub capacity: u64,
+    /// Where the next group goes.
+    pub offset: u64,
+    /// The header page, until the first group takes it along.
+    pub header: Option<Shared>,
+    pub registered: bool,
+}
+
+#[derive(Debug)]
+pub(super) struct Frame {
+    bytes: Shared,
+    first: Seq,
+    end: Position,
+}
+
+/// The frames of one write.
+#[derive(Debug)]
+pub(super) struct Group {
+    frames: Vec<Frame>,
+    written: bool,
 }
 
 impl Journal {
-    /// Locks the directory (made if missing), recovers what it holds, and leaves it ready to append. Synchronous: for
-    /// the start.
-    ///
-    /// # Errors
-    /// [`JournalError`]: in use by another process, unreadable, or options out of range. Damage is no error, see
-    /// [`Recovered`].
-    pub fn open(dir: &Path, _options: JournalOptions) -> Result<(Self, Recovered), JournalError> {
-        let (reader, recovered) = JournalReader::open_dir(dir)?;
-        Ok((Self { recovered: recovered.clone(), reader }, recovered))
-    }
-
     /// Appends a frame that ends at `end`, in memory: [`pump`](Self::pump) writes it.
     ///
     /// # Errors
     /// [`AppendError`]; the frame was not taken.
-    pub fn append(&mut self, _frame: Shared, _end: Position) -> Result<(), AppendError> {
-        Err(AppendError::Empty)
+    pub fn append(&mut self, frame: Shared, end: Position) -> Result<(), AppendError> {
+        let history = self.history.ok_or(AppendError::Empty)?;
+        if self.failed {
+            return Err(AppendError::Failed);
+        }
+        if self.pending_bytes + frame.len() > self.options.pending_bytes && self.pending_bytes > 0 {
+            return Err(AppendError::Full);
+        }
+        let header = UncheckedHeader::parse(&frame).map_err(|_| AppendError::NotChained)?;
+        let (first, last) = header.seqs();
+        if first.0 != self.end.seq.0 + 1 {
+            return Err(AppendError::NotNext { got: first, expected: Seq(self.end.seq.0 + 1) });
+        }
+        let continues = header.prev_chain() == self.end.chain && header.history() == history;
+        let ends = last == end.seq && header.epoch() == end.epoch && end.epoch >= self.end.epoch;
+        if !continues || !ends || header.frame_bytes() != frame.len() {
+            return Err(AppendError::NotChained);
+        }
+        let max = (self.options.segment_bytes - FRAMES_OFFSET) as usize;
+        if frame.len() > max {
+            return Err(AppendError::TooLarge { got: frame.len(), max });
+        }
+        if end.epoch > self.end.epoch {
+            self.epochs.push((end.epoch, end));
+        }
+        self.end = end;
+        self.pending_bytes += frame.len();
+        self.pending.push_back(Frame { bytes: frame, first, end });
+        Ok(())
     }
 
     /// Submits what can be: the next group if none is in flight, the next piece of the segment being prepared. Call
     /// once a turn, before the driver's turn.
-    pub fn pump(&mut self, _driver: &mut Driver) {}
+    pub fn pump(&mut self, driver: &mut Driver) {
+        if self.failed {
+            return;
+        }
+        if self.in_flight.is_none() && !self.pending.is_empty() {
+            self.submit_group(driver);
+        }
+        let Some(next) = &mut self.next else { return };
+        let zeroes = self.zeroes.get_or_insert_with(|| vec![0; ZERO_CHUNK_BYTES].into());
+        let token = Token::new(Token::JOURNAL, PREPARE, next.index()).tagged(self.tag);
+        if let Prepared::Broken(error) = next.pump(driver, &self.dir, zeroes, token) {
+            self.untold = Some(error);
+            // The events go out with a completion: make one come.
+            driver.waker().wake();
+        }
+    }
+
+    /// What there is to tell without a completion: call it once a turn as well.
+    pub fn poll_events(&mut self, events: &mut Vec<JournalEvent>) {
+        if let Some(error) = self.untold.take()
+            && !std::mem::replace(&mut self.no_room, true)
+        {
+            events.push(JournalEvent::NoRoom { error });
+        }
+    }
+
+    fn submit_group(&mut self, driver: &mut Driver) {
+        let Some(first) = self.pending.front().map(|frame| frame.bytes.len() as u64) else { return };
+        if self.active.as_ref().is_none_or(|active| active.offset + first > active.capacity) && !self.roll() {
+            return;
+        }
+        let Some(active) = &mut self.active else { return };
+        if driver.room() == 0 {
+            return;
+        }
+        if !active.registered {
+            active.registered = true;
+            driver.register(&active.fd);
+        }
+        let offset = if active.header.is_some() { 0 } else { active.offset };
+        let (mut slices, mut frames) = (Vec::from_iter(active.header.take()), Vec::new());
+        let mut bytes = 0;
+        while let Some(frame) = self.pending.front() {
+            let len = frame.bytes.len();
+            let fits = active.offset + (bytes + len) as u64 <= active.capacity;
+            if !fits || slices.len() == MAX_SLICES || (bytes > 0 && bytes + len > self.options.group_bytes) {
+                break;
+            }
+            bytes += len;
+            slices.push(frame.bytes.clone());
+            frames.extend(self.pending.pop_front());
+        }
+        active.offset += bytes as u64;
+        let token = Token::new(Token::JOURNAL, GROUP, active.index);
+        let submitted = driver.submit(token, Op::WriteSynced { fd: active.fd.clone(), slices, offset });
+        assert!(submitted.is_ok(), "the driver has the room that it said");
+        self.in_flight = Some(Group { frames, written: false });
+    }
+
+    /// Goes on with the prepared segment; false if there is none yet. Nothing is in flight here.
+    fn roll(&mut self) -> bool {
+        let (Some(history), Some(next)) = (self.history, &mut self.next) else { return false };
+        let Some(fd) = next.take_ready() else { return false };
+        let (index, capacity) = (next.index(), self.options.segment_bytes);
+        let mut state = self.catalog.state();
+        let start = state.written();
+        if let Some(last) = state.segments.back_mut() {
+            last.sealed = true;
+        }
+        state.segments.push_back(Segment::begin(index, start, capacity));
+        drop(state);
+        let header = SegmentHeader { index, generation: self.generation, history, start };
+        self.active = Some(Active {
+            index,
+            fd,
+            capacity,
+            offset: FRAMES_OFFSET,
+            header: Some(header.page().into()),
+            registered: false,
+        });
+        self.prepare_next();
+        true
+    }
+
+    /// Begins to prepare the segment after the last.
+    pub(super) fn prepare_next(&mut self) {
+        self.last_index += 1;
+        self.tag = self.tag.wrapping_add(1);
+        self.next = Some(Preparation::new(&self.catalog.dir, self.last_index, self.options.segment_bytes));
+    }
 
     /// Takes a completion whose token's owner is [`Token::JOURNAL`](crate::ring::Token::JOURNAL), and appends what it
     /// means to `events`. Call [`pump`](Self::pump) afterwards.
-    pub fn on_completion(&mut self, _completion: Completion, _events: &mut Vec<JournalEvent>) {}
+    pub fn on_completion(&mut self, completion: Completion, events: &mut Vec<JournalEvent>) {
+        match completion.token.kind() {
+            GROUP => self.on_group(completion, events),
+            PREPARE if completion.token.tag() == self.tag && !completion.more => {
+                let Some(next) = &mut self.next else { return };
+                match next.on_completion(completion.result) {
+                    Prepared::Underway => {}
+                    Prepared::Ready => {
+                        self.zeroes = None;
+                        if std::mem::take(&mut self.no_room) {
+                            events.push(JournalEvent::Room);
+                        }
+                    }
+                    Prepared::Broken(error) => self.untold = Some(error),
+                }
+            }
+            _ => {}
+        }
+        self.poll_events(events);
+    }
+
+    fn on_group(&mut self, completion: Completion, events: &mut Vec<JournalEvent>) {
+        let Some(group) = &mut self.in_flight else { return };
+        let Some(end) = group.frames.last().map(|frame| frame.end) else { return };
+        if let Err(source) = completion.result {
+            let file = segment_path(&self.catalog.dir, completion.token.index());
+            self.failed = true;
+            events.push(JournalEvent::Failed { error: failed("write or sync", &file)(source) });
+            return;
+        }
+        if !group.written {
+            group.written = true;
+            let bytes: usize = group.frames.iter().map(|frame| frame.bytes.len()).sum();
+            self.pending_bytes -= bytes;
+            let mut state = self.catalog.state();
+            if let Some(segment) = state.segments.back_mut() {
+                for frame in &group.frames {
+                    segment.extend(frame.first, frame.end, frame.bytes.len() as u64);
+                }
+            }
+            events.push(JournalEvent::Written(end));
+        }
+        if !completion.more {
+            self.in_flight = None;
+            self.synced = end;
+            events.push(JournalEvent::Synced(end));
+        }
+    }
 
     /// The history; `None` while the journal is empty.
     #[must_use]
     pub fn history(&self) -> Option<HistoryId> {
-        self.recovered.history
+        self.history
     }
 
     /// The end of the last frame appended.
     #[must_use]
     pub fn end(&self) -> Position {
-        self.recovered.end
+        self.end
     }
 
     /// The end of the last frame written.
     #[must_use]
     pub fn written(&self) -> Position {
-        self.recovered.end
+        self.catalog.state().written()
     }
 
     /// The end of the last frame that is on disk.
     #[must_use]
     pub fn synced(&self) -> Position {
-        self.recovered.end
+        self.synced
     }
 
     /// The position before the oldest frame held.
     #[must_use]
     pub fn oldest(&self) -> Position {
-        self.recovered.oldest
+        self.catalog.state().oldest()
     }
 
     /// Each epoch that begins in the frames held, with the end of its first frame; ascending.
     #[must_use]
     pub fn epochs(&self) -> &[(Epoch, Position)] {
-        &self.recovered.epochs
+        &self.epochs
     }
 
     /// Frames appended and not yet written, oldest first: what a reader cannot see yet.
     pub fn unwritten(&self) -> impl Iterator<Item = (&Shared, Position)> {
-        std::iter::empty()
+        let flying = self.in_flight.iter().filter(|group| !group.written).flat_map(|group| &group.frames);
+        flying.chain(&self.pending).map(|frame| (&frame.bytes, frame.end))
     }
 
     /// Bytes appended and not yet written.
     #[must_use]
     pub fn pending_bytes(&self) -> usize {
-        0
+        self.pending_bytes
     }
 
     /// Whether `position` is the end of a frame appended, or the oldest position. Blocks on the disk where the page
-    /// cache misses: for reconnects.
+    /// cache misses: for reconnects. A place that cannot be read does not count.
+    #[must_use]
     pub fn contains(&self, position: &Position) -> bool {
-        *position == self.recovered.end
+        self.unwritten().any(|(_, end)| end == *position) || self.reader().contains(position).unwrap_or(false)
     }
 
     /// Bytes of the journal's files, the segment being prepared included.
     #[must_use]
     pub fn bytes(&self) -> u64 {
-        0
+        let segments: u64 = self.catalog.state().segments.iter().map(|segment| segment.capacity).sum();
+        segments + self.next.as_ref().map_or(0, Preparation::bytes)
     }
 
     /// A reader of what is written.
     #[must_use]
     pub fn reader(&self) -> JournalReader {
-        self.reader.clone()
+        JournalReader::new(self.catalog.clone())
     }
 
-    /// Whether an operation of the journal is in flight or a frame waits: [`truncate_after`](Self::truncate_after) and
-    /// [`reset`](Self::reset) are refused meanwhile.
+    /// Whether frames wait or are in flight: [`truncate_after`](Self::truncate_after) and [`reset`](Self::reset) are
+    /// refused meanwhile.
     #[must_use]
     pub fn is_busy(&self) -> bool {
-        false
+        self.in_flight.is_some() || !self.pending.is_empty()
     }
 
-    /// Removes everything behind `position`, durably. Synchronous, for a member that has archived what it removes. A
-    /// crash in the middle leaves a journal that ends at `position` or later: do it again.
-    ///
-    /// # Errors
-    /// [`JournalError::Busy`], [`JournalError::NotHeld`], [`JournalError::Io`].
-    pub fn truncate_after(&mut self, position: &Position) -> Result<(), JournalError> {
-        Err(JournalError::NotHeld(*position))
-    }
-
-    /// Starts anew: history `history`, nothing held, the next frame follows `position`. Durable; a crash leaves either
-    /// the old journal or the new.
-    ///
-    /// # Errors
-    /// [`JournalError::Busy`], [`JournalError::Io`].
-    pub fn reset(&mut self, history: HistoryId, position: Position) -> Result<(), JournalError> {
-        self.recovered = Recovered { history: Some(history), end: position, oldest: position, ..Recovered::default() };
-        Ok(())
-    }
-
-    /// Removes the whole segments that hold only records before `seq` (retention, `journal_max_bytes`); how many bytes
-    /// that gave back. The newest segment stays.
-    ///
-    /// # Errors
-    /// [`JournalError::Io`].
-    pub fn drop_before(&mut self, _seq: Seq) -> Result<u64, JournalError> {
-        Ok(0)
-    }
-
-    /// The last record of the oldest segment: dropping before the one after it gives back one segment. `None` while
-    /// there is only one segment.
+    /// Whether the journal has failed and takes nothing more.
     #[must_use]
-    pub fn oldest_segment_end(&self) -> Option<Seq> {
-        None
+    pub fn has_failed(&self) -> bool {
+        self.failed
     }
 
-    /// Tries again to prepare a segment after [`JournalEvent::NoRoom`].
-    pub fn retry(&mut self) {}
+    /// Whether the next segment cannot be made at the moment.
+    #[must_use]
+    pub fn lacks_room(&self) -> bool {
+        self.no_room
+    }
+
+    /// Tries again to prepare a segment after [`JournalEvent::NoRoom`], with the next [`pump`](Self::pump).
+    pub fn retry(&mut self) {
+        if let Some(next) = &mut self.next {
+            next.retry();
+        }
+    }
 }

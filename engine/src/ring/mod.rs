@@ -10,6 +10,7 @@
 //! `unsafe` stands only in this directory, each block with its proof.
 
 mod buf;
+mod map;
 mod op;
 mod plain;
 mod plain_files;
@@ -23,6 +24,7 @@ mod waker;
 use std::{io, time::Duration};
 
 pub use buf::{Buf, BufPool, Shared};
+pub use map::map_sealed;
 pub use op::{Carried, Completion, Fd, MAX_SLICES, Op, Rejected, RejectedWhy, Token};
 pub use plain::PlainDriver;
 pub use uring::RingDriver;
