@@ -179,6 +179,8 @@ impl Keyring {
         let counter = if secret.is_some() { 0 } else { self.plain_counter };
         if let Some((guard, key_id)) = Guard::from_secret(secret, fallback_id) {
             self.seal[slot(path)] = Some(SealKey { conn, guard, key_id, counter });
+            // Where the peer's heartbeats come from may have changed with the connection.
+            self.sources[slot(path)] = None;
         }
     }
 

@@ -32,6 +32,15 @@ sockopt_impl!(
     u32
 );
 
+sockopt_impl!(
+    /// How fast a socket sends at most, in bytes a second; TCP paces itself where the queueing discipline does not.
+    MaxPacingRate,
+    Both,
+    libc::SOL_SOCKET,
+    libc::SO_MAX_PACING_RATE,
+    u64
+);
+
 /// What a socket says of itself.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(super) struct Marks {
@@ -86,6 +95,9 @@ pub(super) fn tune(fd: &impl AsFd, options: &LaneOptions) {
     note("TCP_USER_TIMEOUT", setsockopt(fd, sockopt::TcpUserTimeout, &timeout));
     if let Some(lowat) = options.notsent_lowat_bytes {
         note("TCP_NOTSENT_LOWAT", TcpNotsentLowat.set(fd, &lowat));
+    }
+    if let Some(rate) = options.pacing_bytes_per_s {
+        note("SO_MAX_PACING_RATE", MaxPacingRate.set(fd, &rate));
     }
     if let Some(name) = &options.congestion {
         let name = std::ffi::OsString::from(name);

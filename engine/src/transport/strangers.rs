@@ -70,6 +70,8 @@ impl Transport {
     /// Counts and, not too often, logs a stranger that is gone.
     pub(super) fn refuse(&mut self, peer: SocketAddr, reason: &DownReason, now: Instant) {
         let counter = match reason {
+            // The peer's own, of two that crossed.
+            DownReason::Replaced => return,
             DownReason::Tls(_) => &mut self.stats.refused_tls,
             DownReason::WrongPeer(_) | DownReason::Version(_) | DownReason::Malformed(_) => {
                 &mut self.stats.refused_hello

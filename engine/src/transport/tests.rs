@@ -1,6 +1,7 @@
 //! Two transports over loopback, on both drivers, over IPv4 and IPv6, with and without TLS; and what strangers may do.
 #![allow(clippy::unwrap_used, clippy::expect_used)]
 
+mod figures;
 mod lanes;
 mod strangers;
 

@@ -116,7 +116,7 @@ impl Transport {
         self.time_out(now);
         self.expire_keys(now);
         let mut ready = self.table.ids(|conn| conn.inbox.is_some());
-        ready.sort_by_key(|id| self.table.get(*id).map_or(u8::MAX, |conn| conn.class()));
+        ready.sort_by_key(|id| self.table.get(*id).map(|conn| (conn.class(), !conn.from_known_address, conn.born)));
         let mut strangers = 0;
         self.strangers_wait = false;
         for id in ready {

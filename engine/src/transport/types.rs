@@ -69,6 +69,8 @@ pub struct LaneOptions {
     pub user_timeout: Duration,
     /// TCP_NOTSENT_LOWAT in bytes; `None`: the system's.
     pub notsent_lowat_bytes: Option<u32>,
+    /// SO_MAX_PACING_RATE (REP-308); `None`: unlimited.
+    pub pacing_bytes_per_s: Option<u64>,
     /// The greatest number of bytes queued for sending; `send` refuses beyond it.
     pub queue_max_bytes: usize,
     /// How many bytes one receive asks for.
@@ -98,10 +100,24 @@ impl LaneOptions {
             congestion: (lane != LaneKind::Ping).then(|| "cubic".into()),
             user_timeout: Duration::from_millis(if lane == LaneKind::Bulk { 10_000 } else { 2_000 }),
             notsent_lowat_bytes: (lane == LaneKind::Ds).then_some(128 << 10),
+            pacing_bytes_per_s: None,
             queue_max_bytes,
             receive_bytes,
             send_bytes,
         }
+    }
+
+    /// The options of `lane` as `[transport]` of the configuration sets them.
+    #[must_use]
+    pub fn configured(lane: LaneKind, transport: &crate::config::Transport) -> Self {
+        let (dscp, congestion, pacing_bytes_per_s) = match lane {
+            LaneKind::Ping => (transport.dscp.ping, None, None),
+            LaneKind::Ds => (transport.dscp.ds, Some(transport.congestion.ds.clone()), None),
+            LaneKind::Bulk => {
+                (transport.dscp.bulk, Some(transport.congestion.bulk.clone()), transport.bulk_rate_bytes_per_s)
+            }
+        };
+        Self { dscp_main: dscp, dscp_aux: dscp, congestion, pacing_bytes_per_s, ..Self::default_for(lane) }
     }
 
     /// The mark of this lane on `path`.

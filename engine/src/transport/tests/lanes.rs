@@ -119,6 +119,25 @@ fn marks_follow_the_configuration_and_can_be_changed() {
     assert_eq!(a.transport.heartbeat_marks(PathKind::Main), Some((Dscp::AF31, 6)));
 }
 
+// REQ: REP-308
+#[test]
+fn sockets_are_tuned_on_both_ends() {
+    use nix::sys::socket::{GetSockOpt as _, getsockopt, sockopt};
+    let (a, b) = connected(DriverChoice::Auto, LaneKind::Ds, |config| {
+        config.ds.congestion = Some("reno".into());
+        config.ds.pacing_bytes_per_s = Some(1 << 30);
+        config.ds.user_timeout = Duration::from_millis(1234);
+    });
+    for node in [&a, &b] {
+        let conn = node.transport.table.get(node.conn(LaneKind::Ds)).unwrap();
+        assert_eq!(getsockopt(&conn.fd, sockopt::TcpNoDelay), Ok(true));
+        assert_eq!(getsockopt(&conn.fd, sockopt::TcpUserTimeout), Ok(1234));
+        assert_eq!(socket::TcpNotsentLowat.get(&conn.fd), Ok(128 << 10));
+        assert_eq!(socket::MaxPacingRate.get(&conn.fd), Ok(1 << 30));
+        assert_eq!(conn.info.as_ref().unwrap().congestion.as_deref(), Some("reno"));
+    }
+}
+
 #[test]
 fn of_two_crossing_connections_the_one_dialed_by_a_stays() {
     for choice in choices() {
