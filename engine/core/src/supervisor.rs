@@ -385,10 +385,7 @@ impl Supervisor {
             }
             Input::Exited(exit, left) => self.on_exited(now, exit, left),
             Input::PeerDialed(link) => self.on_peer_dialed(now, link),
-            Input::PeerLeft(link) => {
-                self.peers.remove(&link);
-                Vec::new()
-            }
+            Input::PeerLeft(link) => self.on_peer_left(now, link),
             Input::HookFinished(ok) => self.on_hook_finished(now, ok),
             Input::Persisted(ok) => self.on_persisted(now, ok),
             Input::TailServed => match self.state {
@@ -558,6 +555,15 @@ impl Supervisor {
                 effects.extend(self.go_on(now));
                 effects
             }
+            _ => Vec::new(),
+        }
+    }
+
+    fn on_peer_left(&mut self, now: Instant, link: PeerLink) -> Vec<Effect> {
+        self.peers.remove(&link);
+        match self.state {
+            // It has heard the release and wants nothing more.
+            State::Serving { .. } if self.peers.is_empty() => self.go_on(now),
             _ => Vec::new(),
         }
     }

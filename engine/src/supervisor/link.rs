@@ -5,10 +5,12 @@
 //! [`MAX_BYTES`], or a descriptor accepted outside the first message.
 #![forbid(unsafe_code)]
 
-use std::io::{self, IoSlice, IoSliceMut};
-use std::mem::MaybeUninit;
-use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
-use std::time::Duration;
+use std::{
+    io::{self, IoSlice, IoSliceMut},
+    mem::MaybeUninit,
+    os::fd::{AsFd, BorrowedFd, OwnedFd},
+    time::Duration,
+};
 
 use ringpair_core::supervisor::WorkerStatus;
 use ringpair_wire::control::{GrantId, Role};
@@ -23,7 +25,7 @@ use thiserror::Error;
 /// The greatest length of a message.
 pub const MAX_BYTES: usize = 80;
 /// The most descriptors that travel with [`ToWorker::Start`].
-pub const MAX_DESCRIPTORS: usize = 8;
+pub const MAX_DESCRIPTORS: usize = 4;
 /// Both ends are of one executable; a worker of another one refuses to start.
 const LINK_VERSION: u8 = 1;
 
@@ -44,8 +46,8 @@ pub enum FromWorker {
 /// What a supervisor says to its worker.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum ToWorker {
-    /// The first message; the sockets and the lock of the storage directory travel with it, in the order of
-    /// [`super::sockets::Inherited`]. The number is how many of them are listening addresses (1 or 2).
+    /// The first message; the lock of the storage directory and the listening sockets travel with it, main first. The
+    /// number is how many sockets there are (1 or 2).
     Start(u8),
     /// End in a controlled way: discontinue, release.
     Stop,

@@ -1,22 +1,29 @@
 //! The listening sockets: bound once by the supervisor, lent to each worker over the link, kept while a worker is dead.
 //!
-//! Always: one TCP and one UDP socket of the same address and port for each path; an error names the address. Never:
-//! an accepted connection or a datagram read here.
+//! Always: one TCP socket an address; an error names the address. Never: a connection accepted here, or a datagram
+//! socket: heartbeats need a worker, which binds theirs beside each listener.
 #![forbid(unsafe_code)]
 
-use std::io;
-use std::net::{SocketAddr, TcpListener, UdpSocket};
-use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
-use std::time::{Duration, Instant};
+use std::{
+    io,
+    net::{SocketAddr, TcpListener},
+    os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd},
+    time::{Duration, Instant},
+};
 
-use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
-use nix::sys::socket::{
-    AddressFamily, Backlog, SockFlag, SockProtocol, SockType, SockaddrStorage, bind, listen, setsockopt, socket,
-    sockopt,
+use nix::{
+    poll::{PollFd, PollFlags, PollTimeout, poll},
+    sys::socket::{
+        AddressFamily, Backlog, SockFlag, SockProtocol, SockType, SockaddrStorage, bind, listen, setsockopt, socket,
+        sockopt,
+    },
 };
 use thiserror::Error;
 
-use super::link::{Link, LinkError, MAX_DESCRIPTORS, Received, ToWorker};
+use super::{
+    host::restore_oom_score,
+    link::{Link, LinkError, MAX_DESCRIPTORS, Received, ToWorker},
+};
 
 /// Connections that may wait to be accepted: more than a flood of half-open ones fills before the kernel answers with
 /// cookies.
@@ -29,15 +36,13 @@ const INHERIT_WAIT: Duration = Duration::from_secs(10);
 pub enum SocketError {
     /// An address cannot be bound.
     #[error(
-        "{key} = \"{address}\" cannot be bound ({protocol}): {source}. Try: is the address this host's, is another process there (ss -lpn)?"
+        "{key} = \"{address}\" cannot be bound: {source}. Try: is the address this host's, is another process there (ss -ltnp)?"
     )]
     Bind {
         /// The key of the configuration file.
         key: &'static str,
         /// The address.
         address: SocketAddr,
-        /// `TCP` or `UDP`.
-        protocol: &'static str,
         /// What the system said.
         source: io::Error,
     },
@@ -47,80 +52,52 @@ pub enum SocketError {
     /// The link failed.
     #[error(transparent)]
     Link(#[from] LinkError),
-    /// A received descriptor cannot be used.
-    #[error("a socket from the supervisor cannot be used: {0}")]
+    /// A system call failed.
+    #[error("a worker cannot be connected to its supervisor: {0}")]
     Io(#[from] io::Error),
 }
 
-/// The two sockets of one address.
-#[derive(Debug)]
-pub struct AddressSockets {
-    /// Listens for lanes; never blocks.
-    pub tcp: TcpListener,
-    /// Heartbeat datagrams; never blocks.
-    pub udp: UdpSocket,
-}
-
-impl AddressSockets {
-    /// Binds both sockets of `address`; `key` names it in errors.
-    ///
-    /// # Errors
-    /// If one of them cannot be bound.
-    pub fn bind(key: &'static str, address: SocketAddr) -> Result<Self, SocketError> {
-        let failed =
-            |protocol| move |errno: nix::Error| SocketError::Bind { key, address, protocol, source: errno.into() };
-        let tcp = bind_one(address, SockType::Stream).map_err(failed("TCP"))?;
-        listen(&tcp, Backlog::new(BACKLOG).unwrap_or(Backlog::MAXCONN)).map_err(failed("TCP"))?;
-        let udp = bind_one(address, SockType::Datagram).map_err(failed("UDP"))?;
-        Ok(Self { tcp: tcp.into(), udp: udp.into() })
-    }
-
-    /// The address that both are bound to.
-    ///
-    /// # Errors
-    /// If the system does not tell.
-    pub fn local_addr(&self) -> io::Result<SocketAddr> {
-        self.tcp.local_addr()
-    }
-
-    fn take(descriptors: &mut impl Iterator<Item = OwnedFd>) -> Option<Self> {
-        Some(Self { tcp: descriptors.next()?.into(), udp: descriptors.next()?.into() })
-    }
-}
-
-fn bind_one(address: SocketAddr, kind: SockType) -> nix::Result<OwnedFd> {
-    let family = if address.is_ipv4() { AddressFamily::Inet } else { AddressFamily::Inet6 };
-    let flags = SockFlag::SOCK_CLOEXEC | SockFlag::SOCK_NONBLOCK;
-    let fd = socket(family, kind, flags, None::<SockProtocol>)?;
-    if kind == SockType::Stream {
+/// Binds and listens on `address`; `key` names it in errors. Never blocks, closes on exec.
+fn listen_on(key: &'static str, address: SocketAddr) -> Result<TcpListener, SocketError> {
+    let bound = || -> nix::Result<OwnedFd> {
+        let family = if address.is_ipv4() { AddressFamily::Inet } else { AddressFamily::Inet6 };
+        let flags = SockFlag::SOCK_CLOEXEC | SockFlag::SOCK_NONBLOCK;
+        let fd = socket(family, SockType::Stream, flags, None::<SockProtocol>)?;
         // A restarted member takes its port back while old connections linger.
         setsockopt(&fd, sockopt::ReuseAddr, &true)?;
-    }
-    if address.is_ipv6() {
-        setsockopt(&fd, sockopt::Ipv6V6Only, &true)?;
-    }
-    bind(std::os::fd::AsRawFd::as_raw_fd(&fd), &SockaddrStorage::from(address))?;
-    Ok(fd)
+        if address.is_ipv6() {
+            setsockopt(&fd, sockopt::Ipv6V6Only, &true)?;
+        }
+        bind(fd.as_raw_fd(), &SockaddrStorage::from(address))?;
+        listen(&fd, Backlog::new(BACKLOG).unwrap_or(Backlog::MAXCONN))?;
+        Ok(fd)
+    };
+    bound().map(TcpListener::from).map_err(|errno| SocketError::Bind { key, address, source: errno.into() })
 }
 
 /// All listening sockets of a member.
 #[derive(Debug)]
 pub struct Sockets {
-    /// Of `members.X.address`.
-    pub main: AddressSockets,
-    /// Of `members.X.aux`, where it is an address of its own.
-    pub aux: Option<AddressSockets>,
+    /// On `members.X.address`.
+    pub main: TcpListener,
+    /// On `members.X.aux`, where it is an address of its own.
+    pub aux: Option<TcpListener>,
 }
 
 impl Sockets {
-    /// Binds the main and, where there is one, the auxiliary address.
+    /// Listens on the main and, where there is one, the auxiliary address.
     ///
     /// # Errors
     /// If an address cannot be bound.
     pub fn bind(main: SocketAddr, aux: Option<SocketAddr>) -> Result<Self, SocketError> {
-        let main = AddressSockets::bind("address", main)?;
-        let aux = aux.map(|address| AddressSockets::bind("aux", address)).transpose()?;
+        let main = listen_on("address", main)?;
+        let aux = aux.map(|address| listen_on("aux", address)).transpose()?;
         Ok(Self { main, aux })
+    }
+
+    /// Both, main first.
+    pub fn iter(&self) -> impl Iterator<Item = &TcpListener> {
+        std::iter::once(&self.main).chain(&self.aux)
     }
 
     /// Sends them, and the lock of the storage directory, to a new worker.
@@ -128,11 +105,8 @@ impl Sockets {
     /// # Errors
     /// If the link fails.
     pub fn lend(&self, link: &Link, lock: BorrowedFd<'_>) -> Result<(), SocketError> {
-        let mut descriptors = vec![lock];
-        for address in std::iter::once(&self.main).chain(&self.aux) {
-            descriptors.extend([address.tcp.as_fd(), address.udp.as_fd()]);
-        }
-        debug_assert!(descriptors.len() <= MAX_DESCRIPTORS);
+        let descriptors: Vec<BorrowedFd<'_>> = std::iter::once(lock).chain(self.iter().map(AsFd::as_fd)).collect();
+        assert!(descriptors.len() <= MAX_DESCRIPTORS, "a lock and two listeners");
         let addresses = 1 + u8::from(self.aux.is_some());
         if link.send_with(&ToWorker::Start(addresses), &descriptors)? {
             Ok(())
@@ -164,7 +138,9 @@ impl Inherited {
         let link = Link::adopt(io::stdin().as_fd().try_clone_to_owned()?);
         let null = std::fs::File::open("/dev/null")?;
         nix::unistd::dup2_stdin(null).map_err(io::Error::from)?;
-        Self::receive(link, Instant::now() + INHERIT_WAIT)
+        let inherited = Self::receive(link, Instant::now() + INHERIT_WAIT)?;
+        restore_oom_score();
+        Ok(inherited)
     }
 
     fn receive(link: Link, deadline: Instant) -> Result<Self, SocketError> {
@@ -188,9 +164,9 @@ impl Inherited {
         let missing = || SocketError::NotInherited("some are missing");
         let mut descriptors = descriptors.into_iter();
         let lock = descriptors.next().ok_or_else(missing)?;
-        let main = AddressSockets::take(&mut descriptors).ok_or_else(missing)?;
+        let main = descriptors.next().ok_or_else(missing)?.into();
         let aux = match addresses {
-            2 => Some(AddressSockets::take(&mut descriptors).ok_or_else(missing)?),
+            2 => Some(descriptors.next().ok_or_else(missing)?.into()),
             _ => None,
         };
         Ok(Self { link, sockets: Sockets { main, aux }, lock })
@@ -203,33 +179,27 @@ mod tests {
 
     use super::*;
 
-    fn any_port(ip: &str) -> AddressSockets {
-        // The UDP half may meet a taken port: the TCP half chose it alone.
-        (0..50)
-            .find_map(|_| {
-                let port = TcpListener::bind((ip, 0)).unwrap().local_addr().unwrap().port();
-                AddressSockets::bind("address", SocketAddr::new(ip.parse().unwrap(), port)).ok()
-            })
-            .unwrap()
+    fn any_port(ip: &str) -> SocketAddr {
+        SocketAddr::new(ip.parse().unwrap(), 0)
     }
 
     #[test]
     fn both_families_are_lent_and_taken() {
-        let sockets = Sockets { main: any_port("127.0.0.1"), aux: Some(any_port("::1")) };
+        let sockets = Sockets::bind(any_port("127.0.0.1"), Some(any_port("::1"))).unwrap();
         let (ours, theirs) = Link::pair().unwrap();
         let lock = File::open("/dev/null").unwrap();
         sockets.lend(&ours, lock.as_fd()).unwrap();
         let taken = Inherited::receive(theirs, Instant::now() + INHERIT_WAIT).unwrap();
         assert_eq!(taken.sockets.main.local_addr().unwrap(), sockets.main.local_addr().unwrap());
         let (ours, theirs) = (sockets.aux.as_ref().unwrap(), taken.sockets.aux.as_ref().unwrap());
-        assert_eq!(theirs.udp.local_addr().unwrap(), ours.tcp.local_addr().unwrap());
-        assert!(theirs.tcp.accept().is_err_and(|error| error.kind() == io::ErrorKind::WouldBlock));
+        assert_eq!(theirs.local_addr().unwrap(), ours.local_addr().unwrap());
+        assert!(theirs.accept().is_err_and(|error| error.kind() == io::ErrorKind::WouldBlock));
     }
 
     #[test]
     fn a_taken_address_is_named() {
-        let taken = any_port("127.0.0.1");
-        let address = taken.local_addr().unwrap();
+        let taken = Sockets::bind(any_port("127.0.0.1"), None).unwrap();
+        let address = taken.main.local_addr().unwrap();
         let error = Sockets::bind(address, None).unwrap_err().to_string();
         assert!(error.contains(&address.to_string()) && error.contains("Try: "), "{error}");
     }

@@ -129,6 +129,18 @@ fn a_peer_that_left_during_the_hook_gets_nothing_until_it_dials_again() {
 }
 
 #[test]
+fn a_peer_that_wants_no_tail_holds_nobody_up() {
+    let mut s = running();
+    s.handle(at(50), Input::Exited(KILLED, active(Some(GRANT))));
+    s.handle(at(51), Input::PeerDialed(LINK));
+    s.handle(at(52), Input::PeerDialed(OTHER));
+    s.handle(at(60), Input::HookFinished(true));
+    s.handle(at(61), Input::Persisted(true));
+    assert_eq!(s.handle(at(62), Input::PeerLeft(LINK)), []);
+    assert_eq!(s.handle(at(63), Input::PeerLeft(OTHER)), [Effect::StartWorker]);
+}
+
+#[test]
 fn a_failed_hook_holds_the_role_or_not_as_configured() {
     for (policy, effects) in [
         (OnHookFailure::Hold, vec![Effect::Alarm(Alarm::HookHeld), Effect::StartWorker]),
