@@ -331,3 +331,112 @@ fn read_range(reader: &mut Reader<'_>) -> Result<HashRange, DecodeError> {
     }
     Ok(range)
 }
+
+#[cfg(test)]
+mod tests {
+    use proptest::prelude::*;
+
+    use super::*;
+    use crate::{
+        lane::LaneKind,
+        testing::{any_object, any_position, canonical, golden, round_trip},
+    };
+
+    fn any_prefix(max_depth: usize) -> impl Strategy<Value = Prefix> {
+        proptest::collection::vec(0..16_u8, 0..=max_depth)
+            .prop_map(|digits| digits.into_iter().fold(Prefix::ROOT, |node, digit| node.child(digit).unwrap()))
+    }
+
+    fn any_summary() -> impl Strategy<Value = Summary> {
+        any::<(u64, u128)>().prop_map(|(count, sum)| Summary { count, sum })
+    }
+
+    fn any_items() -> impl Strategy<Value = Vec<Item>> {
+        proptest::collection::btree_map(any::<u64>(), any::<u128>(), 0..5)
+            .prop_map(|items| items.into_iter().map(|(hash, sum)| Item { hash, sum }).collect())
+    }
+
+    fn any_message() -> impl Strategy<Value = ResyncMessage> {
+        use proptest::collection::vec;
+        let children = vec(any_summary(), 16).prop_map(|all| <[Summary; 16]>::try_from(all).unwrap());
+        let range = any::<(u64, u64)>().prop_map(|(a, b)| HashRange { first: a.min(b), last: a.max(b) });
+        prop_oneof![
+            Just(ResyncMessage::Begin),
+            (any_position(), any_summary(), any::<[u8; 32]>())
+                .prop_map(|(position, summary, digest)| ResyncMessage::Root { position, summary, digest }),
+            (any::<u32>(), vec(any_prefix(15), 0..4))
+                .prop_map(|(request, nodes)| ResyncMessage::AskChildren { request, nodes }),
+            (any::<u32>(), vec(children, 0..3)).prop_map(|(request, nodes)| ResyncMessage::Children { request, nodes }),
+            (any::<u32>(), vec(any_prefix(16), 0..4))
+                .prop_map(|(request, nodes)| ResyncMessage::AskItems { request, nodes }),
+            (any::<u32>(), vec(any_items(), 0..3)).prop_map(|(request, nodes)| ResyncMessage::Items { request, nodes }),
+            (any::<u32>(), vec(range, 0..4))
+                .prop_map(|(request, ranges)| ResyncMessage::AskObjects { request, ranges }),
+            (any::<u32>(), vec(any_object(), 0..3), any::<u32>(), any::<Option<u64>>()).prop_map(
+                |(request, objects, ranges_done, resume_at)| {
+                    ResyncMessage::Objects { request, objects, ranges_done, resume_at }
+                }
+            ),
+        ]
+    }
+
+    #[test]
+    fn nodes_cover_their_hashes() {
+        let node = Prefix::ROOT.child(0xa).unwrap().child(0x3).unwrap();
+        assert_eq!((node.first(), node.last(), node.depth()), (0xa300_0000_0000_0000, 0xa3ff_ffff_ffff_ffff, 2));
+        assert_eq!((Prefix::ROOT.first(), Prefix::ROOT.last()), (0, u64::MAX));
+        let leaf = (0..16).fold(Prefix::ROOT, |node, _| node.child(15).unwrap());
+        assert_eq!((leaf.first(), leaf.last(), leaf.child(0)), (u64::MAX, u64::MAX, None));
+        assert_eq!(Prefix::ROOT.child(16), None);
+    }
+
+    #[test]
+    fn golden_messages_w80() {
+        let node = Prefix::ROOT.child(0xa).unwrap().child(0x3).unwrap();
+        let summary = Summary { count: 300, sum: 7 };
+        let position = Position::default();
+        let mut bytes = ResyncMessage::Root { position, summary, digest: [0xdd; 32] }.to_bytes();
+        bytes.extend(ResyncMessage::AskChildren { request: 1, nodes: vec![node] }.to_bytes());
+        bytes.extend(
+            ResyncMessage::Items { request: 2, nodes: vec![vec![Item { hash: 5, sum: 6 }], vec![]] }.to_bytes(),
+        );
+        bytes
+            .extend(ResyncMessage::AskObjects { request: 3, ranges: vec![HashRange { first: 1, last: 2 }] }.to_bytes());
+        let done = ResyncMessage::Objects { request: 4, objects: vec![], ranges_done: 1, resume_at: Some(9) };
+        bytes.extend(done.to_bytes());
+        golden("resync_messages", &bytes);
+        assert!(
+            MAX_MESSAGE_BYTES <= LaneKind::Ds.max_body_bytes() && MAX_MESSAGE_BYTES <= LaneKind::Bulk.max_body_bytes()
+        );
+    }
+
+    #[test]
+    fn every_bound_is_kept_w80() {
+        let error = |message: &ResyncMessage| ResyncMessage::from_bytes(&message.to_bytes()).unwrap_err().to_string();
+        let nodes = vec![Prefix::ROOT; MAX_NODES + 1];
+        assert!(error(&ResyncMessage::AskItems { request: 0, nodes }).contains("over the limit 64"));
+        let deep = Prefix { bits: 0, depth: 16 };
+        assert!(error(&ResyncMessage::AskChildren { request: 0, nodes: vec![deep] }).contains("resync depth"));
+        let beyond = Prefix { bits: 1, depth: 15 };
+        assert!(error(&ResyncMessage::AskItems { request: 0, nodes: vec![beyond] }).contains("beyond depth 15"));
+        let ranges = vec![HashRange { first: 2, last: 1 }];
+        assert!(error(&ResyncMessage::AskObjects { request: 0, ranges }).contains("0x2 > 0x1"));
+        let items = vec![vec![Item { hash: 1, sum: 0 }, Item { hash: 1, sum: 0 }]];
+        assert!(error(&ResyncMessage::Items { request: 0, nodes: items }).contains("do not ascend"));
+        assert!(ResyncMessage::from_bytes(&vec![0; MAX_MESSAGE_BYTES + 1]).is_err());
+        assert!(ResyncMessage::from_bytes(&[8]).unwrap_err().to_string().contains("expected 0 to 7"));
+    }
+
+    proptest! {
+        #[test]
+        fn messages_round_trip(message in any_message()) {
+            round_trip(&message)?;
+        }
+
+        #[test]
+        fn any_bytes_are_refused_or_canonical(bytes: Vec<u8>, kind in 0..8_u8) {
+            canonical::<ResyncMessage>(&bytes)?;
+            canonical::<ResyncMessage>(&[&[kind], &bytes[..]].concat())?;
+        }
+    }
+}

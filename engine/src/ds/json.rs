@@ -384,9 +384,9 @@ impl TransactionParser {
 }
 
 fn wrong(field: &str, expected: &str, got: &Json) -> EditError {
-    let mut got = got.to_string();
-    if got.len() > 60 {
-        got.truncate(got.floor_char_boundary(60));
+    let whole = got.to_string();
+    let mut got: String = whole.chars().take(60).collect();
+    if got.len() < whole.len() {
         got.push('…');
     }
     EditError::Json(format!("{field:?} is {got}, expected {expected}"))
