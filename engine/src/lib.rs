@@ -2,6 +2,7 @@
 pub mod api;
 pub mod cli;
 pub mod config;
+pub mod control_file;
 pub mod ds;
 pub mod hooks;
 pub mod journal;
