@@ -42,7 +42,7 @@ pub enum PathProblem {
 /// A mirrored path as the parameters write it, without the leading `/`; empty: the mirror's root directory itself.
 ///
 /// Orders by components, so that a directory is followed at once by everything below it: the order of a walk.
-#[derive(Clone, PartialEq, Eq, Hash)]
+#[derive(Clone, Default, PartialEq, Eq, Hash)]
 pub struct MirrorPath(Arc<[u8]>);
 
 impl MirrorPath {
@@ -432,6 +432,11 @@ pub enum MirrorMessage {
         /// Which one.
         id: u64,
     },
+    /// Active: the first comparison of the session is over, and everything that it found has been sent.
+    Synced {
+        /// The active's epoch.
+        epoch: Epoch,
+    },
     /// Backup: refused, the sender's epoch is lower than one that is known.
     LowerEpoch {
         /// The highest epoch known.
@@ -452,7 +457,8 @@ impl MirrorMessage {
             | Self::FileEnd { epoch, .. }
             | Self::FileAbort { epoch, .. }
             | Self::ManifestRequest { epoch, .. }
-            | Self::Barrier { epoch, .. } => Some(*epoch),
+            | Self::Barrier { epoch, .. }
+            | Self::Synced { epoch } => Some(*epoch),
             Self::RootsReady { .. }
             | Self::Applied { .. }
             | Self::Failed { .. }
@@ -763,6 +769,10 @@ impl Codec for MirrorMessage {
                 w.u8(14);
                 w.varint(*id);
             }
+            Self::Synced { epoch } => {
+                w.u8(16);
+                w.epoch(*epoch);
+            }
             Self::LowerEpoch { known } => {
                 w.u8(15);
                 w.epoch(*known);
@@ -830,12 +840,13 @@ impl Codec for MirrorMessage {
             12 => Self::ManifestEnd { request: r.varint("request")? },
             13 => Self::Barrier { epoch: r.epoch("epoch")?, id: r.varint("barrier")? },
             14 => Self::BarrierDone { id: r.varint("barrier")? },
+            16 => Self::Synced { epoch: r.epoch("epoch")? },
             15 => Self::LowerEpoch { known: r.epoch("epoch")? },
             got => {
                 return Err(DecodeError::Tag {
                     what: Self::NAME,
                     got: got.into(),
-                    expected: "0 (roots) to 15 (lower epoch)",
+                    expected: "0 (roots) to 16 (synced)",
                 });
             }
         })
@@ -907,6 +918,7 @@ mod tests {
             MirrorMessage::ManifestEnd { request: 4 },
             MirrorMessage::Barrier { epoch, id: 3 },
             MirrorMessage::BarrierDone { id: 3 },
+            MirrorMessage::Synced { epoch },
             MirrorMessage::LowerEpoch { known: epoch },
         ]
     }
@@ -972,7 +984,7 @@ mod tests {
         }
 
         #[test]
-        fn flipped_bits_are_survived(which in 0..16_usize, at: prop::sample::Index, bit in 0..8_u8) {
+        fn flipped_bits_are_survived(which in 0..17_usize, at: prop::sample::Index, bit in 0..8_u8) {
             let mut bytes = samples().remove(which).to_bytes();
             let at = at.index(bytes.len());
             bytes[at] ^= 1 << bit;

@@ -5,6 +5,7 @@
 //! content travels, and leaves the dirty set when the backup has it durably. Never: a socket, a thread, a clock of
 //! their own, or a deletion because something could not be read.
 
+mod lister;
 mod sink;
 mod source;
 
@@ -42,7 +43,7 @@ pub struct MirrorStatus {
     pub pending_files: u64,
     /// Their bytes, as far as known.
     pub pending_bytes: u64,
-    /// Mirrored files, as of the last comparison and what came since.
+    /// Mirrored files: on the active as of the last comparison, on the backup with what came since.
     pub files: u64,
     /// Their bytes.
     pub bytes: u64,

@@ -1,0 +1,132 @@
+//! Listing a root for the active's comparison, in pieces, as far as the active asked for.
+//!
+//! Always: bounded work a turn; leftovers of temporary files that are passed are removed. Never: more entries than the
+//! active gave credit for.
+
+use std::{
+    collections::BTreeSet,
+    os::fd::{AsFd, OwnedFd},
+    sync::Arc,
+};
+
+use ringpair_fsmon::{beneath, roots::RootSet};
+use ringpair_wire::mirror::{Kind, MirrorMessage, MirrorPath, Problem, RootSpec};
+
+use super::tree::discard;
+use crate::mirror::{
+    Outbox,
+    lister::{Listed, Lister, TURN_BYTES},
+};
+
+/// Entries in one part.
+const PART_ENTRIES: usize = 1024;
+/// Path bytes in one part.
+const PART_BYTES: usize = 1 << 20;
+
+/// A listing that is asked for by the active.
+pub struct Listing {
+    request: u64,
+    lister: Result<Lister, Problem>,
+    credit: u64,
+    own: BTreeSet<Vec<u8>>,
+    counted: (u64, u64),
+    ended: bool,
+    /// Whether the counts are those of a whole root.
+    whole: bool,
+}
+
+impl Listing {
+    /// Begins a listing of what lies at and below `start`. `own`: temporary files that are in use.
+    #[expect(clippy::too_many_arguments, reason = "made in one place")]
+    pub fn new(
+        request: u64,
+        spec: RootSpec,
+        root: OwnedFd,
+        set: Arc<RootSet>,
+        start: MirrorPath,
+        deep: bool,
+        credit: u32,
+        own: BTreeSet<Vec<u8>>,
+    ) -> Self {
+        let whole = start == spec.path && !deep;
+        let unknown = start.clone();
+        let lister = Lister::new(spec, root, set, start, deep)
+            .map_err(|errno| Problem { path: unknown, reason: format!("cannot be listed: {}", errno.desc()) });
+        Self { request, lister, credit: credit.into(), own, counted: (0, 0), ended: false, whole }
+    }
+
+    /// Its number.
+    pub const fn request(&self) -> u64 {
+        self.request
+    }
+
+    /// So many more entries may be sent.
+    pub fn credit(&mut self, more: u32) {
+        self.credit = self.credit.saturating_add(more.into());
+    }
+
+    /// Once everything is listed: the files counted and their bytes, of a whole root.
+    pub fn ended(&self) -> Option<(u64, u64)> {
+        self.ended.then_some(if self.whole { self.counted } else { (0, 0) })
+    }
+
+    /// Lists on; whether it did anything.
+    pub fn turn(&mut self, outbox: &mut Outbox) -> bool {
+        if self.credit == 0 || self.ended {
+            return false;
+        }
+        let (mut entries, mut problems, mut bytes) = (Vec::new(), Vec::new(), 0);
+        let mut budget = TURN_BYTES;
+        while self.credit > 0 && entries.len() < PART_ENTRIES && problems.len() < PART_ENTRIES && bytes < PART_BYTES {
+            let lister = match &mut self.lister {
+                Ok(lister) => lister,
+                Err(problem) => {
+                    problems.push(problem.clone());
+                    self.ended = true;
+                    break;
+                }
+            };
+            match lister.next(&mut budget) {
+                Listed::Entry(entry) => {
+                    if entry.meta.kind == Kind::File {
+                        self.counted.0 += 1;
+                        self.counted.1 += entry.meta.size;
+                    }
+                    bytes += entry.path.as_bytes().len();
+                    self.credit -= 1;
+                    entries.push(entry);
+                }
+                Listed::Unknown(problem) => problems.push(problem),
+                Listed::Busy => break,
+                Listed::End => {
+                    self.ended = true;
+                    break;
+                }
+            }
+        }
+        self.remove_leftovers();
+        if !entries.is_empty() || !problems.is_empty() {
+            outbox.push_back(MirrorMessage::ManifestPart { request: self.request, entries, problems });
+        }
+        if self.ended {
+            outbox.push_back(MirrorMessage::ManifestEnd { request: self.request });
+        }
+        true
+    }
+
+    fn remove_leftovers(&mut self) {
+        let Ok(lister) = &mut self.lister else { return };
+        for path in lister.take_temporaries() {
+            let name = path.name().unwrap_or_default();
+            if self.own.contains(name) {
+                continue;
+            }
+            let parent = path.parent().unwrap_or_default();
+            let relative = parent.below(&lister.spec().path).unwrap_or_default();
+            match beneath::open_dir(lister.root().as_fd(), relative) {
+                Ok(dir) => discard(dir.as_fd(), name),
+                Err(errno) => tracing::warn!(path = %path, error = errno.desc(), "a leftover cannot be removed"),
+            }
+        }
+    }
+}
