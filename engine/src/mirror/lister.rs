@@ -74,8 +74,8 @@ pub struct Lister {
 
 /// What one step of a [`Lister`] gave.
 pub enum Listed {
-    /// An entry.
-    Entry(Entry),
+    /// An entry; of a file with several names, its device and inode.
+    Entry(Entry, Option<(u64, u64)>),
     /// A path that could not be listed.
     Unknown(Problem),
     /// A large file is being hashed: go on later.
@@ -116,7 +116,7 @@ impl Lister {
                 Some(Found::Entry(path, stat)) => {
                     let relative = path.below(&self.spec.path).unwrap_or_default();
                     if !self.deep {
-                        return Listed::Entry(Entry { path, meta: stat.meta, digest: None });
+                        return Listed::Entry(Entry { path, meta: stat.meta, digest: None }, linked(&stat));
                     }
                     match stat.meta.kind {
                         Kind::File => match Digesting::open(&self.root, relative) {
@@ -124,17 +124,22 @@ impl Lister {
                             Err(errno) => return unreadable(path, errno),
                         },
                         Kind::Symlink => match link_digest(&self.root, relative) {
-                            Ok(digest) => return Listed::Entry(Entry { path, meta: stat.meta, digest: Some(digest) }),
+                            Ok(digest) => {
+                                return Listed::Entry(
+                                    Entry { path, meta: stat.meta, digest: Some(digest) },
+                                    linked(&stat),
+                                );
+                            }
                             Err(errno) => return unreadable(path, errno),
                         },
-                        _ => return Listed::Entry(Entry { path, meta: stat.meta, digest: None }),
+                        _ => return Listed::Entry(Entry { path, meta: stat.meta, digest: None }, linked(&stat)),
                     }
                 }
             }
         }
         let Some((path, stat, mut digesting)) = self.digesting.take() else { return Listed::Busy };
         match digesting.turn(budget, &mut self.buffer) {
-            Ok(Some(digest)) => Listed::Entry(Entry { path, meta: stat.meta, digest: Some(digest) }),
+            Ok(Some(digest)) => Listed::Entry(Entry { path, meta: stat.meta, digest: Some(digest) }, linked(&stat)),
             Ok(None) => {
                 self.digesting = Some((path, stat, digesting));
                 Listed::Busy
@@ -142,6 +147,10 @@ impl Lister {
             Err(error) => Listed::Unknown(Problem { path, reason: bounded_reason(format!("cannot be read: {error}")) }),
         }
     }
+}
+
+fn linked(stat: &Stat) -> Option<(u64, u64)> {
+    (stat.meta.kind == Kind::File && stat.nlink > 1).then_some((stat.dev, stat.ino))
 }
 
 fn unreadable(path: MirrorPath, errno: Errno) -> Listed {

@@ -12,6 +12,7 @@ mod source;
 use std::{collections::VecDeque, io, path::PathBuf};
 
 pub use ringpair_fsmon::roots::{LeftOut, RootProblem, RootSet};
+use ringpair_wire::mirror::{Change, RootSpec};
 pub use ringpair_wire::mirror::{Meta, MirrorMessage, MirrorPath, Problem};
 use serde::Serialize;
 pub use sink::{Sink, SinkOptions, SinkReport};

@@ -312,6 +312,7 @@ impl Sink {
         let Item { generation, path, change } = item;
         let names = match &change {
             Change::File { .. } | Change::Skip => false,
+            Change::Mkdir(_) | Change::Meta(_) => self.group.holds(&path),
             Change::Rename { to } | Change::Exchange { with: to } => {
                 self.group.concerns(to) || self.group.concerns(&path)
             }

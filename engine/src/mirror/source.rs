@@ -1,10 +1,49 @@
 //! The active member's half of the mirror.
+//!
+//! Always: the watch is marked before anything is compared, so that no change falls in between; events are hints, the
+//! truth is what a path is when it is read; a path is announced before its content is handed out; everything under way
+//! is bounded, and an overfull set of changed paths becomes a comparison. Never: a removal because of a root that is
+//! missing, replaced or emptied.
 
-use std::{os::fd::BorrowedFd, time::Duration};
+mod compare;
+mod dirty;
+mod roots;
+mod send;
+mod session;
+#[cfg(test)]
+mod tests;
 
-use ringpair_wire::{id::Epoch, mirror::Problem};
+use std::{
+    collections::{BTreeMap, BTreeSet, HashMap, VecDeque},
+    os::fd::{AsFd, BorrowedFd},
+    sync::Arc,
+    time::Duration,
+};
 
-use super::{MirrorBase, MirrorDifferences, MirrorError, MirrorMessage, MirrorStatus, Outbox, RootSet};
+use compare::Comparing;
+use dirty::Dirty;
+use ringpair_fsmon::watch::{WatchEvent, WatchRoot, Watcher};
+use ringpair_wire::{
+    id::Epoch,
+    mirror::{Item, Kind, Problem},
+};
+use roots::{Look, SourceRoot};
+use send::{Reader, Stream};
+
+use super::{
+    MAX_PROBLEMS, MirrorBase, MirrorDifferences, MirrorError, MirrorMessage, MirrorPath, MirrorState, MirrorStatus,
+    RootSet,
+};
+
+/// How often the roots are looked at.
+const LOOK_EVERY: Duration = Duration::from_secs(1);
+/// How long a file that is being written may be left alone.
+const UNSETTLED: Duration = Duration::from_millis(20);
+/// The first pause after a failure; it doubles up to [`LONGEST_PAUSE`].
+const FIRST_PAUSE: Duration = Duration::from_millis(100);
+const LONGEST_PAUSE: Duration = Duration::from_secs(10);
+/// How many problems are remembered.
+const MAX_REMEMBERED: usize = 10_000;
 
 /// What a source is started with.
 #[derive(Clone, Debug)]
@@ -38,87 +77,523 @@ pub enum SourceEvent {
     },
 }
 
-/// Watches the roots, keeps the set of changed paths, and sends them.
+/// A change that was sent and is not known to be durable.
 #[derive(Debug)]
+struct InFlight {
+    path: MirrorPath,
+    stamp: u64,
+    bytes: u64,
+    attempts: u32,
+    /// Of a rename or an exchange: the other path, and whether it is about directories.
+    other: Option<(MirrorPath, bool)>,
+    times_only: bool,
+}
+
+/// How far a barrier is.
+#[derive(Clone, Copy, Debug)]
+enum BarrierStage {
+    /// The watch queue is to be read empty once.
+    Drain,
+    /// Comparisons are to end.
+    Compare,
+    /// Everything stamped so far is to be durable.
+    Settle(u64),
+    /// The backup is to answer.
+    Asked,
+}
+
+/// A change of names, to be sent before anything that was marked after it.
+#[derive(Debug)]
+struct Move {
+    from: MirrorPath,
+    to: MirrorPath,
+    exchange: bool,
+    is_dir: bool,
+    stamp: u64,
+}
+
+/// How far the session with the backup is.
+#[derive(Debug, Default)]
+struct Session {
+    /// Grows with every connection.
+    number: u64,
+    connected: bool,
+    /// The backup's roots are open.
+    ready: bool,
+    /// The first comparison is over and everything it found is sent: at this stamp.
+    compared_at: Option<u64>,
+    synced: bool,
+    /// Problems of the backup's roots.
+    problems: Vec<Problem>,
+    /// The backup whose initial directories were copied.
+    initial_done: Option<u64>,
+    instance: u64,
+}
+
+/// Watches the roots, keeps the set of changed paths, and sends them.
 pub struct Source {
     options: SourceOptions,
-    outbox: Outbox,
+    set: Arc<RootSet>,
+    roots: Vec<SourceRoot>,
+    next_look: Duration,
+    watcher: Option<Watcher>,
+    watch_error: Option<String>,
+    session: Session,
+    dirty: Dirty,
+    moves: VecDeque<Move>,
+    reader: Reader,
+    stream: Option<Box<Stream>>,
+    in_flight: HashMap<u64, InFlight>,
+    in_flight_bytes: u64,
+    generation: u64,
+    batch: Vec<Item>,
+    batch_bytes: usize,
+    /// Messages with the generation that must have been announced before they go.
+    outbox: VecDeque<(u64, MirrorMessage)>,
+    outbox_bytes: usize,
+    unannounced: VecDeque<MirrorPath>,
+    announced_through: u64,
+    to_compare: BTreeSet<MirrorPath>,
+    comparing: Option<Comparing>,
+    requests: u64,
+    verifying: VecDeque<(u64, bool, MirrorPath)>,
+    differences: BTreeMap<u64, (MirrorDifferences, usize)>,
+    barriers: VecDeque<(u64, BarrierStage)>,
+    /// Names of one inode: what is written through one of them changes all.
+    links: HashMap<(u64, u64), (u64, BTreeSet<MirrorPath>)>,
+    problems: BTreeMap<MirrorPath, String>,
+    counts: BTreeMap<MirrorPath, (u64, u64)>,
+    events: VecDeque<SourceEvent>,
+    status: MirrorStatus,
+    now: Duration,
+}
+
+impl std::fmt::Debug for Source {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("Source").field("options", &self.options).field("status", &self.status).finish_non_exhaustive()
+    }
 }
 
 impl Source {
     /// Opens the roots and marks the watches. A root that is missing or unreadable is named in the status, not an error.
     #[must_use]
     pub fn new(options: SourceOptions) -> Self {
-        Self { options, outbox: Outbox::new() }
+        let mut this = Self {
+            set: Arc::new(RootSet::default()),
+            roots: Vec::new(),
+            next_look: Duration::ZERO,
+            watcher: None,
+            watch_error: None,
+            session: Session::default(),
+            dirty: Dirty::default(),
+            moves: VecDeque::new(),
+            reader: Reader::default(),
+            stream: None,
+            in_flight: HashMap::new(),
+            in_flight_bytes: 0,
+            generation: 0,
+            batch: Vec::new(),
+            batch_bytes: 0,
+            outbox: VecDeque::new(),
+            outbox_bytes: 0,
+            unannounced: VecDeque::new(),
+            announced_through: 0,
+            to_compare: BTreeSet::new(),
+            comparing: None,
+            requests: 0,
+            verifying: VecDeque::new(),
+            differences: BTreeMap::new(),
+            barriers: VecDeque::new(),
+            links: HashMap::new(),
+            problems: BTreeMap::new(),
+            counts: BTreeMap::new(),
+            events: VecDeque::new(),
+            status: MirrorStatus::default(),
+            now: Duration::ZERO,
+            options,
+        };
+        let roots = this.options.roots.clone();
+        this.open_roots(roots);
+        this
+    }
+
+    fn open_roots(&mut self, set: RootSet) {
+        let open = |spec: &super::RootSpec| {
+            let mut root = SourceRoot::new(spec.clone(), &self.options.base);
+            root.look();
+            root
+        };
+        self.roots = set.roots().iter().map(open).collect();
+        self.set = Arc::new(set);
+        self.counts.retain(|path, _| self.roots.iter().any(|root| root.spec.path == *path));
+        self.rewatch();
+    }
+
+    /// Marks everything anew: first the new watch, then the old one is read for the last time, so that nothing is missed.
+    fn rewatch(&mut self) {
+        let watched = self.roots.iter().filter(|root| root.spec.continuous);
+        let roots: Vec<_> = watched
+            .filter_map(|root| {
+                let dir = Arc::clone(root.dir.as_ref()?);
+                Some(WatchRoot { path: root.spec.path.clone(), dir, recursive: root.spec.recursive })
+            })
+            .collect();
+        let made = if roots.is_empty() { Ok(None) } else { Watcher::new(roots, self.options.force_inotify).map(Some) };
+        match made {
+            Ok(watcher) => {
+                self.watch_error = None;
+                if let Some(mut old) = std::mem::replace(&mut self.watcher, watcher) {
+                    let mut events = Vec::new();
+                    while old.read(&mut events).is_ok_and(|count| count > 0) {}
+                    events.into_iter().for_each(|event| self.handle_event(event));
+                }
+            }
+            Err(error) => {
+                self.watch_error = Some(format!(
+                    "directories cannot be watched: {error}. Try: sysctl fs.inotify.max_user_instances=512"
+                ));
+            }
+        }
     }
 
     /// What becomes readable when files change, for the loop to poll; `None` while nothing is watched. Changes with
-    /// [`Self::set_roots`].
+    /// [`Self::set_roots`], and when a root comes back.
     #[must_use]
     pub fn watch_fd(&self) -> Option<BorrowedFd<'_>> {
-        None
+        self.watcher.as_ref().map(AsFd::as_fd)
     }
 
     /// Replaces what is mirrored, at once: new roots are compared and copied, then watched; the files of removed ones
     /// stay (REP-031).
     pub fn set_roots(&mut self, roots: RootSet) {
-        self.options.roots = roots;
+        if roots == *self.set {
+            return;
+        }
+        self.open_roots(roots);
+        if self.session.connected {
+            self.restart_session();
+        }
     }
 
     /// The bulk lane to the backup is up: announces the roots, then compares everything.
-    pub fn connected(&mut self, _now: Duration) {}
+    pub fn connected(&mut self, now: Duration) {
+        self.now = now;
+        self.session.connected = true;
+        self.restart_session();
+    }
 
-    /// The bulk lane is down: what was under way is changed again.
+    /// The bulk lane is down: what was under way is compared again at the next connection.
     pub fn disconnected(&mut self) {
-        self.outbox.clear();
+        self.session.connected = false;
+        self.reset_session();
     }
 
     /// Does a bounded piece of work: reads watch events, walks, reads files into the outbox. Returns whether it did any;
     /// call again soon if so.
-    pub fn turn(&mut self, _now: Duration) -> bool {
-        false
+    pub fn turn(&mut self, now: Duration) -> bool {
+        self.now = now;
+        self.reader.forget();
+        if now >= self.next_look {
+            self.next_look = now + LOOK_EVERY;
+            self.look_at_roots();
+        }
+        let drained = self.drain_watch();
+        let mut worked = drained > 0;
+        self.advance_barriers();
+        if self.session.ready {
+            worked |= self.compare();
+            worked |= self.send();
+            self.finish_batch();
+            self.announce_synced();
+        }
+        worked
     }
 
     /// When [`Self::turn`] wants to be called even if nothing happens.
     #[must_use]
     pub fn next_timeout(&self) -> Option<Duration> {
-        None
+        let waiting = self
+            .dirty
+            .next_timeout()
+            .filter(|_| self.session.ready)
+            .map(|at| at.max(self.now + Duration::from_millis(1)));
+        (!self.roots.is_empty()).then_some(waiting.map_or(self.next_look, |at| at.min(self.next_look)))
+    }
+
+    fn look_at_roots(&mut self) {
+        let (mut opened, mut lost) = (Vec::new(), false);
+        for root in &mut self.roots {
+            match root.look() {
+                Look::Opened => opened.push(root.spec.path.clone()),
+                Look::Lost => lost = true,
+                Look::Same if root.emptied && !root.is_empty() => {
+                    root.emptied = false;
+                    root.problem = None;
+                    self.to_compare.insert(root.spec.path.clone());
+                }
+                Look::Same => {}
+            }
+        }
+        if lost || !opened.is_empty() {
+            self.rewatch();
+        }
+        self.to_compare.extend(opened);
+    }
+
+    /// Reads the watch's queue; how many events there were.
+    fn drain_watch(&mut self) -> usize {
+        let Some(watcher) = &mut self.watcher else { return 0 };
+        let mut events = Vec::new();
+        match watcher.read(&mut events) {
+            Ok(count) => {
+                events.into_iter().for_each(|event| self.handle_event(event));
+                if self.dirty.is_overfull() {
+                    self.overflow();
+                }
+                count
+            }
+            Err(error) => {
+                self.status.last_error = Some(format!("the watch failed: {error}"));
+                self.rewatch();
+                self.overflow();
+                0
+            }
+        }
+    }
+
+    fn overflow(&mut self) {
+        self.status.overflows += 1;
+        self.rescan();
+    }
+
+    /// Compares every watched root again.
+    fn rescan(&mut self) {
+        self.status.rescans += 1;
+        tracing::warn!("changes of mirrored files were lost or too many: comparing everything");
+        let watched = self.roots.iter().filter(|root| root.spec.continuous);
+        self.to_compare.extend(watched.map(|root| root.spec.path.clone()));
+        // A comparison under way may have passed what changed.
+        if let Some(comparing) = self.comparing.take_if(|comparing| comparing.verify.is_none()) {
+            self.to_compare.insert(comparing.start);
+        }
+    }
+
+    fn handle_event(&mut self, event: WatchEvent) {
+        if !self.session.connected && !matches!(event, WatchEvent::Unmounted) {
+            // Without a backup nothing is kept one by one: its return compares everything.
+            return;
+        }
+        match event {
+            WatchEvent::Changed { path, unsettled, content, name, subtree } => {
+                if subtree {
+                    self.compare_soon(path.clone(), true);
+                }
+                let not_before = if unsettled { self.now + UNSETTLED } else { self.now };
+                self.mark(path, content, not_before, name);
+            }
+            WatchEvent::Renamed { from, to, is_dir } => self.moved(from, to, is_dir),
+            WatchEvent::Exchanged { a, b } => self.exchanged(a, b),
+            WatchEvent::Overflow => self.overflow(),
+            WatchEvent::Unmounted => {
+                self.next_look = Duration::ZERO;
+            }
+        }
+    }
+
+    fn mark(&mut self, path: MirrorPath, content: bool, not_before: Duration, name: bool) {
+        if self.set.covering(&path, false).is_none() && self.set.covering(&path, true).is_none() {
+            return;
+        }
+        if name && let Some(parent) = path.parent() {
+            self.touch(parent);
+        }
+        self.dirty.mark(path, content, false, not_before);
+    }
+
+    fn touch(&mut self, dir: MirrorPath) {
+        if self.set.covering(&dir, true).is_some_and(|root| root.recursive) {
+            self.dirty.touch(dir);
+        }
+    }
+
+    /// Something was renamed within the mirror.
+    fn moved(&mut self, from: MirrorPath, to: MirrorPath, is_dir: bool) {
+        let kind = if is_dir { Kind::Dir } else { Kind::File };
+        let covered = |path: &MirrorPath| self.set.left_out(path, kind).is_none();
+        let (here, there) = (covered(&from), covered(&to));
+        let known = self.dirty.get(&from).is_none_or(|mark| !mark.content);
+        for parent in [from.parent(), to.parent()].into_iter().flatten() {
+            self.touch(parent);
+        }
+        if !(here && there && (known || is_dir)) {
+            // Into or out of the mirror, or a file that is to be sent anyway.
+            self.dirty.mark(from, true, false, self.now);
+            if is_dir {
+                self.compare_soon(to.clone(), true);
+            }
+            self.dirty.mark(to, true, false, self.now);
+            return;
+        }
+        self.abort_stream_at(&from);
+        self.abort_stream_at(&to);
+        self.dirty.forget(&to);
+        self.dirty.rename(&from, &to);
+        let comparing = !self.to_compare.is_empty() || self.comparing.is_some() || !self.session.ready;
+        if comparing {
+            self.compare_soon(to.clone(), is_dir);
+        }
+        let stamp = self.dirty.stamp();
+        self.moves.push_back(Move { from, to, exchange: false, is_dir, stamp });
+    }
+
+    fn exchanged(&mut self, a: MirrorPath, b: MirrorPath) {
+        for path in [&a, &b] {
+            self.abort_stream_at(path);
+            if let Some(parent) = path.parent() {
+                self.touch(parent);
+            }
+        }
+        let unsent = [&a, &b].iter().any(|path| self.dirty.below(path, 1) > 0);
+        if unsent || self.comparing.is_some() || !self.to_compare.is_empty() || !self.session.ready {
+            for path in [a, b] {
+                self.compare_soon(path.clone(), true);
+                self.dirty.mark(path, true, false, self.now);
+            }
+            return;
+        }
+        let stamp = self.dirty.stamp();
+        self.moves.push_back(Move { from: a, to: b, exchange: true, is_dir: true, stamp });
+    }
+
+    /// Compares a path and what is below it once what is being compared now is done; a file is looked at.
+    fn compare_soon(&mut self, path: MirrorPath, is_dir: bool) {
+        if !is_dir || self.set.covering(&path, true).is_none() {
+            self.dirty.mark(path, true, false, self.now);
+        } else if !self.to_compare.iter().any(|other| path.starts_with(other)) {
+            self.to_compare.insert(path);
+        }
     }
 
     /// The next announcement, for the ds lane. Content is not handed out before its announcement was taken here.
     pub fn poll_announcement(&mut self) -> Option<MirrorMessage> {
-        None
+        if self.unannounced.is_empty() {
+            return None;
+        }
+        let first_generation = self.announced_through + 1;
+        let (mut paths, mut bytes) = (Vec::new(), 0);
+        while paths.len() < ringpair_wire::mirror::MAX_LIST && bytes < 256 << 10 {
+            let Some(path) = self.unannounced.pop_front() else { break };
+            bytes += path.as_bytes().len();
+            paths.push(path);
+        }
+        self.announced_through += paths.len() as u64;
+        let more = (self.dirty.len() + self.unannounced.len()) as u64;
+        Some(MirrorMessage::Announce { epoch: self.options.epoch, first_generation, more, paths })
     }
 
     /// The next message for the bulk lane. Leave messages here while the lane is full: the outbox is bounded, and so
     /// is what is read ahead.
     pub fn poll_message(&mut self) -> Option<MirrorMessage> {
-        self.outbox.pop_front()
+        let (generation, _) = self.outbox.front()?;
+        if *generation > self.announced_through {
+            return None;
+        }
+        let (_, message) = self.outbox.pop_front()?;
+        self.outbox_bytes = self.outbox_bytes.saturating_sub(weight(&message));
+        Some(message)
     }
 
     /// What the loop is to be told.
     pub fn poll_event(&mut self) -> Option<SourceEvent> {
-        None
-    }
-
-    /// Takes a message of the backup.
-    ///
-    /// # Errors
-    /// [`MirrorError::Protocol`]: the connection is to be closed.
-    pub fn handle_message(&mut self, message: MirrorMessage, _now: Duration) -> Result<(), MirrorError> {
-        Err(MirrorError::Protocol(format!("{message:?}")))
+        self.events.pop_front()
     }
 
     /// Asks for a [`SourceEvent::BarrierDone`] once everything that has changed on the file system until now is durable
-    /// on the backup.
-    pub fn barrier(&mut self, _id: u64) {}
+    /// on the backup. `id` is at least 1.
+    pub fn barrier(&mut self, id: u64) {
+        self.barriers.push_back((id, BarrierStage::Drain));
+    }
 
     /// Asks for a [`SourceEvent::Verified`]: both trees compared, with contents if `deep`.
-    pub fn verify(&mut self, _id: u64, _deep: bool) {}
+    pub fn verify(&mut self, id: u64, deep: bool) {
+        let roots: Vec<_> = self.roots.iter().map(|root| root.spec.path.clone()).collect();
+        if roots.is_empty() {
+            self.events.push_back(SourceEvent::Verified { id, differences: MirrorDifferences::default() });
+            return;
+        }
+        self.differences.insert(id, (MirrorDifferences::default(), roots.len()));
+        self.verifying.extend(roots.into_iter().map(|root| (id, deep, root)));
+    }
+
+    /// Everything that keeps the mirror from being current, named.
+    fn named_problems(&self) -> impl Iterator<Item = Problem> + '_ {
+        let roots = self.roots.iter().filter_map(SourceRoot::named);
+        let unwatched = self.watcher.iter().flat_map(|watcher| watcher.problems().iter().cloned());
+        let paths = self.problems.iter().map(|(path, reason)| Problem { path: path.clone(), reason: reason.clone() });
+        let watch =
+            self.watch_error.iter().map(|reason| Problem { path: MirrorPath::default(), reason: reason.clone() });
+        roots.chain(watch).chain(unwatched).chain(self.session.problems.iter().cloned()).chain(paths)
+    }
 
     /// What is shown.
     #[must_use]
     pub fn status(&self) -> MirrorStatus {
-        MirrorStatus::default()
+        let mut problems: Vec<Problem> = self.named_problems().take(MAX_PROBLEMS + MAX_REMEMBERED).collect();
+        let more_problems = problems.len().saturating_sub(MAX_PROBLEMS) as u64;
+        problems.truncate(MAX_PROBLEMS);
+        let pending = self.dirty.len() + self.in_flight.len() + self.moves.len() + usize::from(self.stream.is_some());
+        let quiet = self.dirty.is_empty()
+            && self.in_flight.is_empty()
+            && self.moves.is_empty()
+            && self.stream.is_none()
+            && self.to_compare.is_empty()
+            && self.comparing.as_ref().is_none_or(|comparing| comparing.verify.is_some());
+        let state = match () {
+            () if self.roots.is_empty() => MirrorState::Off,
+            () if !problems.is_empty() => MirrorState::Failed,
+            () if !self.session.connected => MirrorState::Behind,
+            () if !self.session.synced => MirrorState::Initial,
+            () if quiet => MirrorState::Current,
+            () => MirrorState::Behind,
+        };
+        let watch = match &self.watcher {
+            None => String::new(),
+            Some(watcher) => match watcher.why() {
+                None => watcher.kind().to_string(),
+                Some(why) => format!("{} ({why})", watcher.kind()),
+            },
+        };
+        MirrorStatus {
+            state,
+            pending_files: pending as u64,
+            pending_bytes: self.in_flight_bytes + self.stream.as_ref().map_or(0, |stream| stream.stat.meta.size),
+            files: self.counts.values().map(|(files, _)| files).sum(),
+            bytes: self.counts.values().map(|(_, bytes)| bytes).sum(),
+            last_error: problems
+                .first()
+                .map(|p| format!("{}: {}", p.path, p.reason))
+                .or_else(|| self.status.last_error.clone()),
+            watch,
+            problems: problems.iter().map(Into::into).collect(),
+            more_problems,
+            ..self.status.clone()
+        }
     }
+}
+
+/// What a message weighs in the outbox.
+fn weight(message: &MirrorMessage) -> usize {
+    match message {
+        MirrorMessage::FileData { bytes, .. } => bytes.len(),
+        MirrorMessage::Items { items, .. } => items.iter().map(item_weight).sum(),
+        _ => 64,
+    }
+}
+
+fn item_weight(item: &Item) -> usize {
+    let content = match &item.change {
+        super::Change::File { content, .. } => content.len(),
+        _ => 0,
+    };
+    content + item.path.as_bytes().len() + 48
 }

@@ -23,6 +23,8 @@ use ringpair_wire::mirror::{Kind, MirrorPath, Problem};
 use super::{WatchEvent, WatchRoot};
 use crate::{beneath, meta::Stat, roots::is_temporary};
 
+/// How many events are read at once; above the kernel's default limit of its queue.
+const MAX_BATCH: usize = 65_536;
 /// How many unwatched directories are named.
 const MAX_PROBLEMS: usize = 100;
 
@@ -170,18 +172,22 @@ impl Inotify {
 
     /// As [`super::Watcher::read`].
     pub fn read(&mut self, out: &mut Vec<WatchEvent>) -> io::Result<usize> {
-        let events = match self.kernel.read_events() {
-            Ok(events) => events,
-            Err(Errno::EAGAIN | Errno::EINTR) => {
-                self.moved_out(out);
-                return Ok(0);
+        let mut count = 0;
+        while count < MAX_BATCH {
+            match self.kernel.read_events() {
+                Ok(events) => {
+                    count += events.len();
+                    events.iter().for_each(|event| self.tell(event, out));
+                }
+                Err(Errno::EINTR) => {}
+                Err(Errno::EAGAIN) => {
+                    self.moved_out(out);
+                    break;
+                }
+                Err(errno) => return Err(errno.into()),
             }
-            Err(errno) => return Err(errno.into()),
-        };
-        for event in &events {
-            self.tell(event, out);
         }
-        Ok(events.len())
+        Ok(count)
     }
 
     /// A rename whose other half never came: out of the mirror.

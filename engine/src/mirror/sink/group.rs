@@ -82,6 +82,11 @@ impl Group {
             || self.metas.range(path.clone()..).next().is_some_and(|(below, _)| below.starts_with(path))
     }
 
+    /// Whether a file of this path waits for its name.
+    pub fn holds(&self, path: &MirrorPath) -> bool {
+        self.files.iter().any(|file| file.path == *path)
+    }
+
     /// Takes a complete file.
     pub fn file(&mut self, file: Complete) {
         self.bytes += file.bytes;

@@ -87,7 +87,7 @@ impl Listing {
                 }
             };
             match lister.next(&mut budget) {
-                Listed::Entry(entry) => {
+                Listed::Entry(entry, _) => {
                     if entry.meta.kind == Kind::File {
                         self.counted.0 += 1;
                         self.counted.1 += entry.meta.size;
