@@ -141,7 +141,19 @@ impl SwitchReason {
         }
     }
 
-    /// Every reason; the index is what the control file stores.
+    /// The number that the control file stores.
+    #[must_use]
+    pub const fn number(self) -> u8 {
+        self as u8
+    }
+
+    /// The reason of that number.
+    #[must_use]
+    pub fn from_number(number: u8) -> Option<Self> {
+        Self::ALL.get(usize::from(number)).copied()
+    }
+
+    /// Every reason, by number.
     pub const ALL: [Self; 9] = [
         Self::ReconnectExpired,
         Self::PrimaryUnreachable,
@@ -180,4 +192,20 @@ pub struct SwitchRecord {
     pub user: String,
     /// The evidence in order: milliseconds relative to the decision, and a sentence.
     pub evidence: Vec<(i64, String)>,
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_numbers_are_the_places() {
+        // REQ: OPS-057, OPS-058
+        for reason in SwitchReason::ALL {
+            assert_eq!(SwitchReason::from_number(reason.number()), Some(reason));
+        }
+        assert_eq!(SwitchReason::from_number(9), None);
+        assert_eq!(SwitchReason::EpochReleased.original_name(), "Loss of Connection to Notifier");
+        assert_eq!(SwitchReason::Operator.original_name(), "Manual Switchover");
+    }
 }

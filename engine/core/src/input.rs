@@ -47,6 +47,9 @@ pub struct Start {
     pub journal: JournalView,
     /// A fresh random number: the history's name, should this member create one.
     pub fresh_history: HistoryId,
+    /// The wall clock at zero of the monotonic one, in milliseconds since 1970: written into the record of a switch,
+    /// used for nothing else.
+    pub unix_ms_at_zero: u64,
 }
 
 /// The journal after recovery.

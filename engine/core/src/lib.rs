@@ -8,15 +8,29 @@
 //! state's [`Completion::Persisted`]. Never: a clock read, a random number, an order taken from a hash table.
 #![forbid(unsafe_code)]
 
+pub mod acks;
 pub mod config;
 pub mod effect;
+pub mod election;
+pub mod epochs;
 pub mod event;
+mod follow;
+mod grant;
+mod heartbeat;
 pub mod input;
+mod invariants;
+mod lead;
+pub mod lease;
 pub mod node;
 pub mod persisted;
+mod promotion;
+pub mod roles;
+mod silence;
 pub mod status;
 pub mod supervisor;
+mod switch;
 pub mod time;
+mod timer;
 
 pub use config::Config;
 pub use effect::Effect;

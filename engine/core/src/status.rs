@@ -3,9 +3,12 @@
 use std::time::Duration;
 
 use ringpair_wire::{
-    control::{GrantId, Role, State},
+    control::{Blocker, GrantId, Role, State},
     id::{Epoch, HistoryId, Position, Seq},
+    lane::PathKind,
 };
+
+use crate::{event::SwitchRecord, node::Node, time::Instant};
 
 /// The pair's mode as `status` names it (SM-020).
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -118,4 +121,168 @@ pub struct Status {
     pub paths: [PathStatus; 2],
     /// Warnings of the core.
     pub warnings: Vec<Warning>,
+}
+
+impl Node {
+    /// Whether an acknowledgement, or an answer to `/active`, that was decided in this turn may still be sent at `now`:
+    /// the lease runs, or nothing depends on it.
+    #[must_use]
+    pub fn may_answer(&self, now: Instant) -> bool {
+        let Some(office) = &self.office else { return false };
+        office.serving && !self.draining && (office.lonely || office.lease.runs(now))
+    }
+
+    /// The newest record that may be sent to the follower now (its received position plus the window).
+    #[must_use]
+    pub fn send_through(&self) -> Seq {
+        self.office
+            .as_ref()
+            .map_or(Seq(0), |office| Seq(office.progress.peer_received.0.saturating_add(self.config.window_records)))
+    }
+
+    /// The records after this one must stay in the journal: the follower, or the own state, lacks them. A follower that
+    /// is absent, behind or resynchronizing keeps nothing.
+    #[must_use]
+    pub fn needed_after(&self) -> Seq {
+        let applied = if self.office.is_some() { self.journal.end.seq } else { self.journal.applied };
+        match &self.office {
+            Some(office) if office.follower.streams() => applied.min(office.progress.peer_durable),
+            _ => applied,
+        }
+    }
+
+    /// The end of the journal as the core has it: the next frame is chained to it.
+    #[must_use]
+    pub fn position(&self) -> Position {
+        self.journal.end
+    }
+
+    /// The own epoch as active, the followed one as backup, else the highest seen: what files and answers are tagged
+    /// with.
+    #[must_use]
+    pub fn epoch(&self) -> Epoch {
+        self.own_epoch()
+    }
+
+    /// What, as far as the core knows, speaks against a switch now.
+    #[must_use]
+    pub fn switch_blockers(&self, now: Instant) -> Vec<Blocker> {
+        let _ = now;
+        self.state_blockers()
+    }
+
+    /// The last switch of this run, with its evidence.
+    #[must_use]
+    pub fn last_switch(&self) -> Option<&SwitchRecord> {
+        self.record.as_ref()
+    }
+
+    /// Why no promotion takes place now, one sentence a line; empty on an active member.
+    #[must_use]
+    pub fn why_not(&self, now: Instant) -> Vec<String> {
+        if self.office.is_some() {
+            return Vec::new();
+        }
+        let mut lines = vec![format!("state {}: {}", self.state.name(), self.state_reason)];
+        if self.leader.is_some() && self.suspicion.is_none() {
+            let ms = now.since(self.heard_at()).as_millis();
+            lines.push(format!("the active was heard {ms} ms ago ({})", self.paths_heard()));
+        }
+        if let Some(due) = self.suspicion_due() {
+            lines.push(format!("a promotion from silence is due in {} ms", due.since(now).as_millis()));
+        }
+        lines.extend(self.forbids_promotion());
+        lines.extend(self.evidence.iter().map(|(at, line)| format!("{} ms ago: {line}", now.since(*at).as_millis())));
+        lines
+    }
+
+    /// Everything for `status` at `now`; `None` before [`Self::start`].
+    #[must_use]
+    pub fn status(&self, now: Instant) -> Option<Status> {
+        self.started?;
+        let office = self.office.as_ref();
+        let serving = office.is_some_and(|office| office.serving);
+        let role = match self.role() {
+            Role::Active if !serving => Role::None,
+            role => role,
+        };
+        let exclusive = self.is_exclusive_at(now);
+        let lease = self.config.lease(office.map_or_else(|| self.factor(), |office| office.lease.link_factor.max(256)));
+        let out = office.and_then(|office| office.lease.right.map(|_| office.lease.until.since(now)));
+        let valid = out.unwrap_or(lease);
+        let seqs =
+            |progress: &crate::acks::Progress| (progress.peer_received, progress.peer_durable, progress.peer_applied);
+        let (received, durable, applied) = office.map(|office| seqs(&office.progress)).unwrap_or_default();
+        let report = self.peer.report.clone().unwrap_or_default();
+        let path = |path: PathKind| PathStatus { up: self.path_up(path), rtt: self.link(path).rtt };
+        Some(Status {
+            role,
+            state: self.state,
+            state_reason: self.state_reason.clone(),
+            pair_mode: self.pair_mode(),
+            epoch: self.own_epoch(),
+            history: self.p.history,
+            exclusive,
+            valid_for_ms: if exclusive { u64::try_from(valid.as_millis()).unwrap_or(u64::MAX) } else { 0 },
+            lease_left: out.unwrap_or_default(),
+            lease,
+            right: self.p.out().or(self.held_stored),
+            ready: office
+                .map_or(self.leader.as_ref().is_some_and(crate::follow::Leader::streams), |office| office.ready),
+            alone: self.is_alone(),
+            complete: self.p.complete,
+            may_be_split: self.may_be_split(),
+            writable: office.is_some_and(|office| office.serving && office.admitting)
+                && self.journal.failed.is_none()
+                && self.journal.full.is_none(),
+            position: self.journal.end,
+            local: [self.journal.written, self.journal.synced, self.journal.applied],
+            peer: PeerStatus {
+                role: report.role,
+                state: report.state,
+                release: report.release,
+                reachable: self.hears(),
+                received,
+                durable,
+                applied,
+            },
+            paths: [path(PathKind::Main), path(PathKind::Aux)],
+            warnings: self.warnings(),
+        })
+    }
+
+    fn may_be_split(&self) -> bool {
+        let Some(office) = &self.office else { return false };
+        self.p.contested || (office.lonely && !office.lease.runs(self.now))
+    }
+
+    fn warnings(&self) -> Vec<Warning> {
+        let mut warnings = Vec::new();
+        let mut warn = |code, text: String| warnings.push(Warning { code, text });
+        if self.may_be_split() {
+            warn(
+                "may-be-split",
+                "the other member may be active too. Try: if it is surely dead, switch --fenced".into(),
+            );
+        }
+        if let Some(why) = &self.journal.failed {
+            warn("storage-failed", format!("an fsync failed: {why}"));
+        }
+        if let Some(why) = &self.journal.full {
+            warn("journal-full", format!("no room for the journal: {why}"));
+        }
+        if self.rolled_back {
+            warn("storage-rolled-back", "the storage is an older copy; it is resynchronized from the peer".into());
+        }
+        if !self.p.complete && self.p.history.is_some() {
+            warn("incomplete", "the own copy is not whole yet and cannot become active".into());
+        }
+        if matches!(self.state, State::Inactive | State::Error) {
+            warn("inactive", self.state_reason.clone());
+        }
+        if self.office.as_ref().is_some_and(|office| office.follower.is_behind()) {
+            warn("peer-behind", "the backup is resynchronized by digests".into());
+        }
+        warnings
+    }
 }

@@ -1,0 +1,127 @@
+//! The table of epochs of a journal: where each begins. Finds the point that two journals surely share.
+//!
+//! Always in order of epoch and of position. Never longer than [`MAX_EPOCHS`]: the oldest entries give way, and what
+//! lies before them counts as unknown.
+
+use ringpair_wire::{
+    control::{EpochStart, MAX_EPOCHS},
+    id::{Epoch, Position, Seq},
+};
+
+/// The epochs of one journal.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Epochs {
+    list: Vec<EpochStart>,
+}
+
+impl Epochs {
+    /// The newest [`MAX_EPOCHS`] of these.
+    #[must_use]
+    pub fn new(mut list: Vec<EpochStart>) -> Self {
+        list.sort_by_key(|start| start.epoch);
+        let excess = list.len().saturating_sub(MAX_EPOCHS);
+        list.drain(..excess);
+        Self { list }
+    }
+
+    /// The entries, in order.
+    #[must_use]
+    pub fn list(&self) -> &[EpochStart] {
+        &self.list
+    }
+
+    /// Notes that a frame of `epoch` follows `after`, if it is the epoch's first.
+    pub fn note(&mut self, epoch: Epoch, after: Position) {
+        if self.list.last().is_none_or(|last| last.epoch < epoch) {
+            self.list.push(EpochStart { epoch, after });
+            let excess = self.list.len().saturating_sub(MAX_EPOCHS);
+            self.list.drain(..excess);
+        }
+    }
+
+    /// The number of the last record of `epoch` in a journal that ends at `end`; `None`: the epoch is not in it.
+    #[must_use]
+    pub fn end_of(&self, epoch: Epoch, end: Position) -> Option<Seq> {
+        let index = self.list.iter().position(|start| start.epoch == epoch)?;
+        Some(self.list.get(index + 1).map_or(end.seq, |next| next.after.seq))
+    }
+
+    /// The newest record that a follower with this table and end surely shares with this journal: the shorter end of
+    /// the newest epoch that both begin at the same place. Zero if there is none.
+    #[must_use]
+    pub fn common(&self, end: Position, follower: &[EpochStart], follower_end: Position) -> Seq {
+        let theirs = Self::new(follower.to_vec());
+        let shared = self.list.iter().rev().find(|own| theirs.list.contains(own));
+        let Some(shared) = shared else {
+            return Seq(0);
+        };
+        let own = self.end_of(shared.epoch, end).unwrap_or(shared.after.seq);
+        let other = theirs.end_of(shared.epoch, follower_end).unwrap_or(shared.after.seq);
+        own.min(other)
+    }
+
+    /// Whether a peer whose journal ends at `theirs` has records of this journal's newest term of office (the same
+    /// base epoch) that this journal, having gone on in a later epoch, does not have: the sign of an older copy
+    /// (protocol §2).
+    #[must_use]
+    pub fn outreached_by(&self, theirs: Position, end: Position) -> bool {
+        let same_base = theirs.epoch.base() == end.epoch.base();
+        let gone_on = theirs.epoch < end.epoch;
+        same_base && gone_on && self.end_of(theirs.epoch, end).is_none_or(|own| theirs.seq > own)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use ringpair_wire::id::ChainHash;
+
+    use super::*;
+
+    fn at(epoch: u64, seq: u64) -> Position {
+        Position { epoch: Epoch(epoch), seq: Seq(seq), chain: ChainHash(u128::from(epoch * 1000 + seq)) }
+    }
+
+    fn table(starts: &[(u64, Position)]) -> Epochs {
+        Epochs::new(starts.iter().map(|&(epoch, after)| EpochStart { epoch: Epoch(epoch), after }).collect())
+    }
+
+    #[test]
+    fn the_common_point_is_the_shorter_end_of_the_newest_shared_epoch() {
+        let leader = table(&[(65_537, at(0, 0)), (131_072, at(65_537, 90))]);
+        let follower = table(&[(65_537, at(0, 0))]);
+        assert_eq!(leader.common(at(131_072, 120), follower.list(), at(65_537, 100)), Seq(90));
+        assert_eq!(leader.common(at(131_072, 120), follower.list(), at(65_537, 80)), Seq(80));
+        assert_eq!(leader.common(at(131_072, 120), &[], at(0, 0)), Seq(0));
+    }
+
+    #[test]
+    fn an_epoch_that_begins_elsewhere_is_not_shared() {
+        let leader = table(&[(65_537, at(0, 0)), (65_539, at(65_537, 90))]);
+        let follower = table(&[(65_537, at(0, 0)), (65_539, at(65_537, 95))]);
+        assert_eq!(leader.common(at(65_539, 99), follower.list(), at(65_539, 99)), Seq(90));
+    }
+
+    #[test]
+    fn an_older_copy_that_went_on_is_outreached() {
+        // REQ: protocol §2, a rolled-back storage that started alone
+        let older = table(&[(65_537, at(0, 0)), (65_539, at(65_537, 500))]);
+        assert!(older.outreached_by(at(65_537, 1000), at(65_539, 510)));
+        assert!(!older.outreached_by(at(65_537, 500), at(65_539, 510)));
+        assert!(
+            !older.outreached_by(at(131_072, 1000), at(65_539, 510)),
+            "another term is a divergence, not a rollback"
+        );
+        let same = table(&[(65_537, at(0, 0))]);
+        assert!(!same.outreached_by(at(65_537, 1000), at(65_537, 500)), "a longer suffix is pulled, not feared");
+    }
+
+    #[test]
+    fn the_table_is_bounded() {
+        let mut epochs = Epochs::default();
+        for n in 1..=1000 {
+            epochs.note(Epoch(n), at(n - 1, n));
+        }
+        assert_eq!(epochs.list().len(), MAX_EPOCHS);
+        assert_eq!(epochs.list().last().map(|start| start.epoch), Some(Epoch(1000)));
+    }
+}
