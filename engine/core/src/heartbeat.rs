@@ -7,7 +7,7 @@ use std::time::Duration;
 
 use ringpair_wire::{
     control::{Control, Role},
-    heartbeat::{Heard, Heartbeat, HeartbeatRole, HeldRight, LINK_FACTOR_ONE, Stamp},
+    heartbeat::{Heard, Heartbeat, HeldRight, LINK_FACTOR_ONE, Stamp},
     id::Epoch,
     lane::{LaneKind, PathKind},
 };
@@ -58,14 +58,6 @@ impl Learned {
     }
 }
 
-const fn beat_role(role: Role) -> HeartbeatRole {
-    match role {
-        Role::None => HeartbeatRole::None,
-        Role::Active => HeartbeatRole::Active,
-        Role::Backup => HeartbeatRole::Backup,
-    }
-}
-
 impl Node {
     /// When the peer was last heard on either path, or silence began to count.
     pub(crate) fn heard_at(&self) -> Instant {
@@ -112,7 +104,7 @@ impl Node {
         let (alone, exclusive) = (self.is_alone(), self.is_exclusive());
         let link_factor = self.factor();
         let epoch = self.own_epoch().min(self.store.highest_epoch);
-        let role = beat_role(self.role());
+        let role = self.role();
         // Outside an answer a held right is only said, without a promise: a backup that does not hear still tells it.
         let plain = self.held_stored.filter(|_| answers.is_none() && self.promotion.is_none());
         let held = held.or(plain.map(|id| HeldRight { grant: id.number, promise_ms: 0 }));
@@ -146,12 +138,12 @@ impl Node {
         if beat.highest_epoch > self.p.highest_epoch {
             self.meet_epoch(beat.highest_epoch, "a heartbeat");
         }
-        if beat.epoch < self.p.highest_epoch && beat.role == HeartbeatRole::Active {
+        if beat.epoch < self.p.highest_epoch && beat.role == Role::Active {
             return self.refuse_epoch(beat.epoch);
         }
         match beat.role {
-            HeartbeatRole::Active => self.hear_active(path, beat),
-            HeartbeatRole::Backup | HeartbeatRole::None => self.hear_other(beat),
+            Role::Active => self.hear_active(path, beat),
+            Role::Backup | Role::None => self.hear_other(beat),
         }
     }
 
