@@ -358,7 +358,7 @@ impl Node {
         if !self.is_idle() {
             return;
         }
-        if let Some(report) = self.peer.report.clone() {
+        if let Some(report) = self.peer.report.clone().filter(|_| self.hears()) {
             self.decide_with(&report);
         } else if self.p.history.is_none() && self.config.bootstrap && self.config.member == MemberId::A {
             self.create_history("--bootstrap");
@@ -436,8 +436,8 @@ impl Node {
             return None;
         }
         match &self.peer.report {
-            Some(_) => Some(self.guarded_until().max(self.promised_until)),
-            None => self.alone_at().map(|at| at.max(self.guarded_until())),
+            Some(_) if self.hears() => Some(self.guarded_until().max(self.promised_until)),
+            _ => self.alone_at().map(|at| at.max(self.guarded_until())),
         }
     }
 

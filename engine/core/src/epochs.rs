@@ -47,11 +47,17 @@ impl Epochs {
     }
 
     /// The newest record that a follower with this table and end surely shares with this journal: the shorter end of
-    /// the newest epoch that both begin at the same place. Zero if there is none.
+    /// the newest epoch that both begin at the same place. The oldest epoch of either table may have begun before it
+    /// (a journal that was reset or trimmed), and is known by its number alone. Zero if there is none.
     #[must_use]
     pub fn common(&self, end: Position, follower: &[EpochStart], follower_end: Position) -> Seq {
         let theirs = Self::new(follower.to_vec());
-        let shared = self.list.iter().rev().find(|own| theirs.list.contains(own));
+        let oldest = |list: &[EpochStart], epoch| list.first().is_some_and(|start| start.epoch == epoch);
+        let shared = self.list.iter().rev().find(|own| {
+            let same = theirs.list.iter().find(|their| their.epoch == own.epoch);
+            let cut = oldest(&self.list, own.epoch) || oldest(&theirs.list, own.epoch);
+            same.is_some_and(|their| cut || their.after == own.after)
+        });
         let Some(shared) = shared else {
             return Seq(0);
         };

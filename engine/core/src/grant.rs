@@ -142,6 +142,9 @@ impl Node {
         }
         self.report(EventCode::Right, format!("the right number {} is given back: {reason:?}", id.number));
         self.right_returned();
+        if let Some(office) = self.office.as_mut().filter(|_| reason != GiveBackReason::HigherEpoch) {
+            office.follower.leave(); // nothing is granted again before it asks to follow again
+        }
     }
 
     /// The right is not out any more: exclusive without asking anybody, and alone.

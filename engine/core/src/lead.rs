@@ -56,6 +56,11 @@ impl Follower {
         }
     }
 
+    /// It gave its right back: it is not current before its next return.
+    pub fn leave(&mut self) {
+        self.through = None;
+    }
+
     pub fn is_behind(&self) -> bool {
         self.behind || self.stage == Stage::Resyncing
     }

@@ -287,6 +287,7 @@ impl Node {
     fn release(&mut self) {
         let Some(office) = &mut self.office else { return };
         office.serving = false;
+        office.lease.right = None;
         let epoch = office.epoch;
         if let Some(run) = &mut office.switch {
             run.step = Step::Releasing;
@@ -304,6 +305,7 @@ impl Node {
         self.report(EventCode::Release, format!("releases epoch {epoch} at record {}", end.seq));
         self.send_everywhere(&Control::Released { epoch, end, controlled });
         self.end_office("the role is released");
+        self.peer.report = None;
         self.enter(Cause::Seeks, "waits for the peer to take the role over".into());
         match run.asker {
             Asker::Stop => self.exit(),
@@ -351,6 +353,8 @@ impl Node {
         self.report(EventCode::SteppedDown, format!("ceases to be active in epoch {epoch}: {why}"));
         self.note(format!("stepped down: {why}"));
         self.end_office(why);
+        // What the peer said of itself was said to an active: a decision without one needs a new word.
+        self.peer.report = None;
         self.stepping = Some(epoch);
         self.seeking_since = self.seeking_since.map(|_| self.now);
         self.push(Effect::RunHook { hook: Hook::Discontinue, epoch });

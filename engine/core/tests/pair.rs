@@ -1,0 +1,501 @@
+//! Two cores in one simulated time: the timelines of protocol §12 to the millisecond, and the ways back together.
+//!
+//! The harness is small on purpose: it carries messages, heartbeats and frames with a fixed delay, drops or holds them
+//! while a direction is cut, keeps what was persisted across a kill, and answers every effect at once. After every step
+//! it checks that the two members are not both exclusive.
+
+#![expect(clippy::expect_used, reason = "a test that cannot go on fails")]
+
+mod harness;
+
+use harness::{A, B, Pair};
+use ringpair_core::{
+    Evidence,
+    effect::WriteOutcome,
+    event::SwitchReason,
+    input::{Command, RefusalKind},
+    persisted::Right,
+};
+use ringpair_wire::{
+    control::{Role, State, SwitchMode},
+    id::{AckLevel, Epoch, Seq},
+};
+
+const DURABLE: WriteOutcome = WriteOutcome::Reached { level: AckLevel::Durable, alone: false };
+const LOCAL_ALONE: WriteOutcome = WriteOutcome::Reached { level: AckLevel::Local, alone: true };
+
+/// A pair in sync, A active, aligned so that A has just sent heartbeats, and B has answered: r0 = 0.
+fn in_sync() -> Pair {
+    let mut pair = Pair::new();
+    pair.start(A);
+    pair.start(B);
+    pair.run_until_ms(5_000);
+    assert_eq!((pair.role(A), pair.role(B)), (Role::Active, Role::Backup), "{:#?}", pair.log);
+    assert!(matches!(pair.persisted(B).right, Right::Held(_)), "{:#?}", pair.log);
+    assert!(!pair.status(A).alone);
+    pair.zero();
+    pair
+}
+
+#[test]
+fn two_empty_members_make_a_pair() {
+    // REQ: protocol §2, §3, §8; SM-070, SM-071
+    let mut pair = in_sync();
+    assert_eq!(pair.status(A).epoch, Epoch(65_537));
+    assert_eq!(pair.status(B).state, State::Backup);
+    assert!(pair.status(A).exclusive && pair.status(A).ready);
+    let write = pair.write(A, AckLevel::Durable);
+    pair.run_ms(1);
+    assert_eq!(pair.outcome(write), Some(DURABLE));
+    let refused = pair.try_write(B, AckLevel::Local).expect_err("a backup refuses writes");
+    assert_eq!(refused.kind, RefusalKind::NotActive);
+    assert_eq!(refused.active.map(|(name, _)| name), Some("A".into()));
+}
+
+#[test]
+fn the_host_loses_power() {
+    // REQ: protocol §12 row 2, SM-084, SM-099
+    let mut pair = in_sync();
+    pair.power_off(A);
+    pair.run_until_ms(399);
+    assert_eq!(pair.status(B).state, State::Backup);
+    pair.run_until_ms(400);
+    assert_eq!(pair.status(B).state, State::Reconnecting, "suspicion at r0 + 400");
+    pair.run_until_ms(699);
+    assert_ne!(pair.role(B), Role::Active);
+    pair.run_until_ms(700);
+    assert_eq!(pair.role(B), Role::Active, "promotes at r0 + 700: {:#?}", pair.log);
+    assert!(pair.status(B).exclusive);
+    assert_eq!(pair.status(B).epoch, Epoch(131_072), "B's epochs are even");
+    let record = pair.node(B).last_switch().expect("a switch took place").clone();
+    assert_eq!(record.reason, SwitchReason::ReconnectExpired);
+    assert_eq!((record.detect_ms, record.promote_ms), (700, 0));
+    assert!(record.evidence.iter().any(|(ms, line)| *ms == -300 && line.contains("suspicion")), "{record:?}");
+}
+
+#[test]
+fn the_worker_is_killed_and_the_supervisor_releases() {
+    // REQ: protocol §7, §12 row 1
+    let mut pair = in_sync();
+    let epoch = pair.status(A).epoch;
+    let fetched = pair.write_unsent(A);
+    pair.kill(A);
+    pair.run_until_ms(1);
+    assert_eq!(pair.status(B).state, State::Reconnecting, "EOF at 1");
+    pair.supervisor_up(A);
+    pair.supervisor_says_dying(A, epoch, 10_000);
+    pair.run_until_ms(500);
+    assert_ne!(pair.role(B), Role::Active, "waits for the release while it is promised");
+    pair.supervisor_says_released(A, epoch);
+    pair.run_until_ms(503);
+    assert_eq!(pair.role(B), Role::Active, "{:#?}", pair.log);
+    assert!(pair.has_record(B, fetched), "the tail was taken");
+    assert_eq!(pair.node(B).last_switch().map(|record| record.reason), Some(SwitchReason::EpochReleased));
+}
+
+#[test]
+fn a_release_at_once_is_exclusive_only_after_the_promise() {
+    // REQ: protocol §6, §12 row 1: exclusive by 450
+    let mut pair = in_sync();
+    let epoch = pair.status(A).epoch;
+    pair.kill(A);
+    pair.run_until_ms(2);
+    pair.supervisor_up(A);
+    pair.supervisor_says_released(A, epoch);
+    pair.run_until_ms(10);
+    assert_eq!(pair.role(B), Role::Active);
+    pair.run_until_ms(449);
+    assert!(!pair.status(B).exclusive, "a client of A may still hold a valid answer");
+    pair.run_until_ms(450);
+    assert!(pair.status(B).exclusive);
+}
+
+#[test]
+fn both_directions_are_cut() {
+    // REQ: protocol §12 row 3, §5, SM-163
+    let mut pair = in_sync();
+    pair.cut(A, B, true);
+    pair.cut(B, A, true);
+    pair.run_until_ms(399);
+    assert!(pair.status(A).exclusive);
+    pair.run_until_ms(400);
+    assert!(!pair.status(A).exclusive, "the lease lapses by 400");
+    let write = pair.write(A, AckLevel::Async);
+    pair.run_until_ms(849);
+    assert_eq!(pair.outcome(write), None, "nothing is acknowledged at any level");
+    assert_eq!(pair.role(B), Role::Active, "B promoted at 700");
+    assert!(pair.status(B).exclusive);
+    pair.run_until_ms(850);
+    assert!(matches!(pair.outcome(write), Some(WriteOutcome::Reached { alone: true, .. })));
+    assert!(pair.status(A).may_be_split && !pair.status(A).exclusive);
+    let lost = pair.write(A, AckLevel::Durable);
+    pair.run_until_ms(2_000);
+    assert_eq!(pair.outcome(lost), Some(LOCAL_ALONE));
+    pair.cut(A, B, false);
+    pair.cut(B, A, false);
+    pair.run_until_ms(2_101);
+    assert_ne!(pair.role(A), Role::Active, "at heal 503");
+    pair.run_until_ms(6_000);
+    assert_eq!((pair.role(A), pair.role(B)), (Role::Backup, Role::Active), "{:#?}", pair.log);
+    assert_eq!(pair.archived(A), vec![2, 3], "what A had alone is in its archive");
+    assert_eq!(pair.status(A).position, pair.status(B).position);
+    assert!(matches!(pair.persisted(A).right, Right::Held(_)), "granted again");
+}
+
+#[test]
+fn only_a_to_b_is_cut() {
+    // REQ: protocol §12 row 4
+    let mut pair = in_sync();
+    pair.cut(A, B, true);
+    pair.run_until_ms(699);
+    assert_eq!(pair.role(A), Role::Active);
+    pair.run_until_ms(701);
+    assert_eq!(pair.role(B), Role::Active);
+    assert_ne!(pair.role(A), Role::Active, "stops at the announcement");
+    assert!(!pair.log.iter().any(|line| line.contains("alone from record")), "A is told that it is not heard");
+}
+
+#[test]
+fn only_b_to_a_is_cut() {
+    // REQ: protocol §12 row 5
+    let mut pair = in_sync();
+    pair.cut(B, A, true);
+    pair.run_until_ms(400);
+    assert!(!pair.status(A).exclusive);
+    pair.run_until_ms(849);
+    assert!(!pair.status(A).alone);
+    pair.run_until_ms(850);
+    assert!(pair.status(A).alone && !pair.status(A).exclusive);
+    pair.run_until_ms(3_000);
+    assert_eq!(pair.role(B), Role::Backup, "hears A and does not promote");
+    pair.cut(B, A, false);
+    pair.run_until_ms(4_000);
+    assert!(!pair.status(A).alone && pair.status(A).exclusive && !pair.status(A).may_be_split, "{:#?}", pair.log);
+}
+
+#[test]
+fn both_processes_are_frozen() {
+    // REQ: protocol §12 row 6, §5 own pauses
+    let mut pair = in_sync();
+    let pending = pair.write(A, AckLevel::Durable);
+    pair.freeze(A, true);
+    pair.run_until_ms(700);
+    assert_eq!(pair.role(B), Role::Active);
+    pair.run_until_ms(30_000);
+    pair.freeze(A, false);
+    pair.run_until_ms(30_001);
+    assert_ne!(pair.role(A), Role::Active, "reads the announcement before it answers");
+    assert!(matches!(pair.outcome(pending), Some(WriteOutcome::Unknown | DURABLE)));
+    pair.run_until_ms(40_000);
+    assert_eq!((pair.role(A), pair.role(B)), (Role::Backup, Role::Active), "{:#?}", pair.log);
+}
+
+#[test]
+fn the_backup_worker_dies() {
+    // REQ: protocol §12 row 7, §3
+    let mut pair = in_sync();
+    let Right::Held(id) = pair.persisted(B).right else { panic!("B holds the right") };
+    pair.kill(B);
+    pair.run_until_ms(1);
+    pair.supervisor_up(B);
+    pair.supervisor_gives_back(B, id);
+    pair.run_until_ms(2);
+    let status = pair.status(A);
+    assert!(status.alone && status.exclusive, "no pause");
+    let write = pair.write(A, AckLevel::Durable);
+    pair.run_until_ms(4);
+    assert_eq!(pair.outcome(write), Some(LOCAL_ALONE));
+    pair.start(B);
+    pair.run_until_ms(1_500);
+    assert!(!pair.status(A).alone, "granted again: {:#?}", pair.log);
+    assert!(matches!(pair.persisted(B).right, Right::Held(new) if new > id));
+    let write = pair.write(A, AckLevel::Applied);
+    pair.run_ms(1);
+    assert_eq!(pair.outcome(write), Some(WriteOutcome::Reached { level: AckLevel::Applied, alone: false }));
+}
+
+#[test]
+fn a_backup_that_pauses_does_not_promote() {
+    // REQ: protocol §5: silence counts only while the listener ran
+    let mut pair = in_sync();
+    pair.freeze(B, true);
+    pair.run_until_ms(5_000);
+    pair.freeze(B, false);
+    pair.run_until_ms(5_400);
+    assert_eq!((pair.role(A), pair.role(B)), (Role::Active, Role::Backup), "{:#?}", pair.log);
+}
+
+#[test]
+fn a_controlled_switch() {
+    // REQ: protocol §9, SM-085, SM-161
+    let mut pair = in_sync();
+    let before = pair.write(A, AckLevel::Durable);
+    let switch = pair.command(A, switch(false));
+    pair.run_ms(50);
+    assert_eq!(pair.outcome(before), Some(DURABLE));
+    assert_eq!(pair.done(switch), Some(Ok(())));
+    assert_eq!(pair.role(B), Role::Active);
+    pair.run_ms(3_000);
+    assert_eq!((pair.role(A), pair.role(B)), (Role::Backup, Role::Active), "{:#?}", pair.log);
+    assert!(pair.archived(A).is_empty());
+    let hooks = pair.hooks(A);
+    let released = pair.log.iter().position(|line| line.starts_with("A") && line.contains("releases epoch"));
+    let discontinued = pair.log.iter().position(|line| line.starts_with("A hook discontinue of 65537 ended"));
+    assert!(discontinued.is_some() && discontinued < released, "{hooks:?} {:#?}", pair.log);
+    assert_eq!(pair.node(B).last_switch().map(|record| record.reason), Some(SwitchReason::Operator));
+}
+
+#[test]
+fn a_switch_asked_for_on_the_backup_is_forwarded() {
+    // REQ: protocol §9, SM-097
+    let mut pair = in_sync();
+    let switch = pair.command(B, switch(false));
+    pair.run_ms(50);
+    assert_eq!(pair.done(switch), Some(Ok(())), "{:#?}", pair.log);
+    assert_eq!(pair.role(B), Role::Active);
+}
+
+#[test]
+fn a_failing_discontinue_keeps_the_role() {
+    // REQ: protocol §9, §7
+    let mut pair = in_sync();
+    pair.fail_hooks(A, true);
+    let switch = pair.command(A, switch(false));
+    pair.run_ms(50);
+    assert_eq!(pair.done(switch).map(|done| done.map_err(|refusal| refusal.kind)), Some(Err(RefusalKind::Failed)));
+    assert_eq!((pair.role(A), pair.role(B)), (Role::Active, Role::Backup));
+    let write = pair.write(A, AckLevel::Durable);
+    pair.run_ms(5);
+    assert_eq!(pair.outcome(write), Some(DURABLE), "commenced again");
+}
+
+#[test]
+fn a_switch_is_refused_while_alone() {
+    // REQ: interface §2 switch
+    let mut pair = in_sync();
+    pair.kill(B);
+    pair.run_until_ms(1_000);
+    let switch = pair.command(A, switch(false));
+    pair.run_ms(1);
+    let Some(Err(refusal)) = pair.done(switch) else { panic!("refused") };
+    assert_eq!(refusal.kind, RefusalKind::State);
+    assert!(!refusal.blockers.is_empty());
+}
+
+#[test]
+fn force_on_the_backup_is_contested_until_fenced_or_met() {
+    // REQ: protocol §9
+    let mut pair = in_sync();
+    pair.cut(A, B, true);
+    pair.cut(B, A, true);
+    pair.command(B, switch(true));
+    pair.run_until_ms(300);
+    assert_eq!(pair.role(B), Role::Active);
+    pair.run_until_ms(1_500);
+    assert!(!pair.status(B).exclusive && pair.status(B).may_be_split);
+    pair.cut(A, B, false);
+    pair.cut(B, A, false);
+    pair.run_until_ms(2_000);
+    assert!(pair.status(B).exclusive, "A knows the epoch and is not active: {:#?}", pair.log);
+    let fenced = Command::Switch { immediate: true, force: true, fenced: true, blockers: vec![], user: "op".into() };
+    let mut pair = in_sync();
+    pair.power_off(A);
+    pair.command(B, fenced);
+    pair.run_until_ms(460);
+    assert!(pair.status(B).exclusive);
+}
+
+#[test]
+fn the_old_active_comes_back_and_is_granted_the_right() {
+    // REQ: SM-053, SM-165, REP-008
+    let mut pair = in_sync();
+    let write = pair.write(A, AckLevel::Durable);
+    pair.run_ms(1);
+    assert_eq!(pair.outcome(write), Some(DURABLE));
+    pair.power_off(A);
+    pair.run_until_ms(2_000);
+    pair.write(B, AckLevel::Durable);
+    pair.start(A);
+    pair.run_until_ms(6_000);
+    assert_eq!((pair.role(A), pair.role(B)), (Role::Backup, Role::Active), "{:#?}", pair.log);
+    assert_eq!(pair.status(A).position, pair.status(B).position);
+    assert!(!pair.status(B).alone);
+    assert_eq!(pair.resyncs(A), 0, "its position was in the history");
+}
+
+#[test]
+fn alone_restart_needs_the_newest_data() {
+    // REQ: protocol §8 if-current
+    let mut pair = in_sync();
+    pair.power_off(A);
+    pair.power_off(B);
+    pair.run_ms(100);
+    pair.start(B);
+    pair.run_ms(30_000);
+    assert_ne!(pair.role(B), Role::Active, "B was not active last");
+    pair.start(A);
+    pair.run_ms(5_000);
+    assert_eq!((pair.role(A), pair.role(B)), (Role::Active, Role::Backup), "{:#?}", pair.log);
+    assert_eq!(pair.status(A).epoch, Epoch(65_539), "a restart adds 2");
+}
+
+#[test]
+fn a_lonely_restart_waits_ten_seconds_with_the_right_out() {
+    // REQ: protocol §8
+    let mut pair = in_sync();
+    pair.power_off(A);
+    pair.power_off(B);
+    pair.run_ms(100);
+    pair.start(A);
+    pair.run_ms(9_999);
+    assert_ne!(pair.role(A), Role::Active);
+    pair.run_ms(2);
+    assert_eq!(pair.role(A), Role::Active);
+    assert!(!pair.status(A).exclusive && pair.status(A).may_be_split && pair.status(A).alone);
+    let fenced = pair.command(A, Command::Fenced);
+    pair.run_ms(1);
+    assert_eq!(pair.done(fenced), Some(Ok(())));
+    assert!(pair.status(A).exclusive && !pair.status(A).may_be_split);
+}
+
+#[test]
+fn an_emptied_storage_is_never_elected() {
+    // REQ: protocol §8
+    let mut pair = in_sync();
+    pair.write(A, AckLevel::Durable);
+    pair.run_ms(1);
+    pair.power_off(A);
+    pair.power_off(B);
+    pair.empty_storage(A);
+    pair.start(A);
+    pair.run_ms(20_000);
+    assert_ne!(pair.role(A), Role::Active);
+    pair.start(B);
+    pair.run_ms(5_000);
+    assert_eq!((pair.role(A), pair.role(B)), (Role::Backup, Role::Active), "{:#?}", pair.log);
+    assert_eq!(pair.resyncs(A), 1);
+    assert_eq!(pair.status(A).position, pair.status(B).position);
+}
+
+#[test]
+fn a_rolled_back_storage_gives_way() {
+    // REQ: protocol §2
+    let mut pair = in_sync();
+    let old = pair.snapshot(A);
+    for _ in 0..5 {
+        pair.write(A, AckLevel::Durable);
+    }
+    pair.run_ms(1);
+    pair.power_off(A);
+    pair.power_off(B);
+    pair.restore(A, old);
+    pair.start(A);
+    pair.start(B);
+    pair.run_ms(20_000);
+    let (a, b) = (pair.status(A), pair.status(B));
+    assert_eq!(a.position, b.position, "{:#?}", pair.log);
+    assert!(a.position.seq >= Seq(6), "the newest data is in service");
+}
+
+#[test]
+fn manual_mode_never_promotes_by_itself() {
+    // REQ: SM-129, SM-141
+    let mut pair = in_sync();
+    pair.command(A, Command::SetMode(SwitchMode::Manual));
+    pair.run_ms(10);
+    assert_eq!(pair.persisted(B).mode.mode, SwitchMode::Manual);
+    pair.power_off(A);
+    pair.run_ms(10_000);
+    assert_eq!(pair.status(B).state, State::Reconnecting);
+    assert_ne!(pair.role(B), Role::Active);
+    assert!(pair.node(B).why_not(pair.now(B)).iter().any(|line| line.contains("manual")));
+    pair.command(B, switch(true));
+    pair.run_ms(10);
+    assert_eq!(pair.role(B), Role::Active, "SM-130");
+}
+
+#[test]
+fn an_isolated_backup_does_not_promote_and_an_isolated_active_demotes_itself() {
+    // REQ: SM-128, protocol §5
+    let mut pair = in_sync();
+    pair.cut(A, B, true);
+    pair.cut(B, A, true);
+    pair.evidence(B, Evidence::Isolated(Some(true)));
+    pair.evidence(A, Evidence::Isolated(Some(true)));
+    pair.run_until_ms(3_000);
+    assert_ne!(pair.role(B), Role::Active);
+    assert_ne!(pair.role(A), Role::Active);
+    pair.cut(A, B, false);
+    pair.cut(B, A, false);
+    pair.run_until_ms(8_000);
+    assert_eq!((pair.role(A), pair.role(B)), (Role::Active, Role::Backup), "{:#?}", pair.log);
+}
+
+#[test]
+fn a_stop_of_the_active_releases_and_of_the_backup_gives_back() {
+    // REQ: protocol §7, §3
+    let mut pair = in_sync();
+    pair.command(A, Command::Stop);
+    pair.run_until_ms(60);
+    assert!(pair.exited(A));
+    assert_eq!(pair.role(B), Role::Active, "{:#?}", pair.log);
+    let mut pair = in_sync();
+    pair.command(B, Command::Stop);
+    pair.run_until_ms(5);
+    assert!(pair.exited(B));
+    assert!(pair.status(A).alone && pair.status(A).exclusive, "{:#?}", pair.log);
+}
+
+#[test]
+fn a_failed_archive_keeps_the_member_inactive_until_there_is_room() {
+    // REQ: protocol §11
+    let mut pair = in_sync();
+    pair.cut(A, B, true);
+    pair.cut(B, A, true);
+    pair.run_until_ms(900);
+    pair.write(A, AckLevel::Local);
+    pair.run_until_ms(1_000);
+    pair.fail_archive(A, true);
+    pair.cut(A, B, false);
+    pair.cut(B, A, false);
+    pair.run_until_ms(5_000);
+    assert_eq!(pair.status(A).state, State::Inactive);
+    assert_eq!(pair.resyncs(A), 0, "nothing is touched");
+    pair.fail_archive(A, false);
+    pair.run_until_ms(20_000);
+    assert_eq!(pair.role(A), Role::Backup, "{:#?}", pair.log);
+    assert_eq!(pair.archived(A), vec![2]);
+}
+
+#[test]
+fn a_backup_whose_fsync_fails_gives_the_right_back() {
+    // REQ: protocol §10, §3
+    let mut pair = in_sync();
+    pair.fail_sync(B);
+    pair.run_ms(5);
+    assert!(pair.log.iter().any(|line| line.contains("back: StorageFailed")), "{:#?}", pair.log);
+    pair.run_ms(3_000);
+    assert_eq!(pair.resyncs(B), 2, "the first was its joining");
+    assert!(matches!(pair.persisted(B).right, Right::Held(_)), "recovered from its peer: {:#?}", pair.log);
+}
+
+#[test]
+fn an_active_whose_fsync_fails_hands_over() {
+    // REQ: protocol §10
+    let mut pair = in_sync();
+    pair.fail_sync(A);
+    pair.run_until_ms(3_000);
+    assert_eq!((pair.role(A), pair.role(B)), (Role::Backup, Role::Active), "{:#?}", pair.log);
+    assert!(!pair.status(B).alone);
+    let mut pair = in_sync();
+    pair.kill(B);
+    pair.run_until_ms(2_000);
+    pair.fail_sync(A);
+    pair.run_until_ms(2_100);
+    assert_eq!(pair.role(A), Role::Active, "without a peer it stays");
+    assert_eq!(pair.try_write(A, AckLevel::Async).expect_err("refuses writes").kind, RefusalKind::State);
+}
+
+fn switch(force: bool) -> Command {
+    Command::Switch { immediate: false, force, fenced: false, blockers: Vec::new(), user: "operator".into() }
+}
