@@ -97,7 +97,8 @@ pub enum DialError {
 struct Listener {
     fd: Fd,
     index: u32,
-    accepting: bool,
+    /// How many accepts are in flight.
+    accepting: usize,
     /// After a failure of `accept`: not before this.
     not_before: Option<Instant>,
 }
@@ -141,7 +142,8 @@ impl Transport {
             if let Err(error) = socket::mark(&listener, config.ping.dscp_main, config.ping.priority) {
                 tracing::warn!(%error, "the listening socket could not be marked");
             }
-            kept.push(Listener { fd: Fd::new(listener), index, accepting: false, not_before: None });
+            socket::deepen_backlog(&listener);
+            kept.push(Listener { fd: Fd::new(listener), index, accepting: 0, not_before: None });
         }
         Ok(Self {
             keyring: Keyring::new(config.member(), 0),

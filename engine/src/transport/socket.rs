@@ -15,8 +15,8 @@ use nix::{
     errno::Errno,
     getsockopt_impl, setsockopt_impl, sockopt_impl,
     sys::socket::{
-        AddressFamily, MsgFlags, SetSockOpt as _, SockFlag, SockType, SockaddrLike, SockaddrStorage, bind, getpeername,
-        getsockname, getsockopt, setsockopt, socket, sockopt,
+        AddressFamily, Backlog, MsgFlags, SetSockOpt as _, SockFlag, SockType, SockaddrLike, SockaddrStorage, bind,
+        getpeername, getsockname, getsockopt, listen, setsockopt, socket, sockopt,
     },
 };
 use ringpair_wire::{dscp::Dscp, lane::PathKind};
@@ -40,6 +40,9 @@ sockopt_impl!(
     libc::SO_MAX_PACING_RATE,
     u64
 );
+
+/// How many connections may wait for `accept`; the host's own bound (`net.core.somaxconn`) applies below it.
+const BACKLOG: i32 = 4096;
 
 /// What a socket says of itself.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -121,6 +124,15 @@ pub(super) fn read_back(fd: &impl AsFd) -> Marks {
         .ok()
         .map(|name| name.to_string_lossy().trim_end_matches('\0').to_owned());
     Marks { dscp, priority, congestion }
+}
+
+/// Lets as many connections wait for `accept` as the host allows: where the backlog overflows, the peer's SYN is lost
+/// among the strangers' and comes again only after a second.
+pub(super) fn deepen_backlog(listener: &TcpListener) {
+    // Listening again on a listening socket only changes its backlog.
+    if let Err(error) = Backlog::new(BACKLOG).and_then(|backlog| listen(listener, backlog)) {
+        tracing::debug!(%error, "the backlog stays as it was");
+    }
 }
 
 /// Whether the socket is of the IPv6 family.

@@ -155,7 +155,7 @@ fn until<const N: usize>(mut nodes: [&mut Node; N], what: &str, mut done: impl F
             "not within {BOUND:?}: {what}; events: {:?}",
             nodes.map(|node| format!("{:?}", node.events))
         );
-        nodes.iter_mut().for_each(|node| node.turn(Duration::from_millis(1)));
+        nodes.iter_mut().for_each(|node| node.turn(Duration::from_micros(200)));
     }
 }
 

@@ -17,8 +17,11 @@ use super::{
 };
 use crate::ring::{Buf, Carried, Completion, Driver, Op, Token};
 
-/// So many strangers' receives are processed in a turn.
-const STRANGERS_A_TURN: usize = 2;
+/// So many accepts are in flight on each listener: what comes in a turn that took long does not pile up in the backlog.
+const ACCEPTS: usize = 4;
+/// So many strangers' receives are processed in a turn, each at the cost of a handshake (0.2 ms) at most. Not fewer
+/// than are accepted, or the peer could be pushed out before it is heard.
+const STRANGERS_A_TURN: usize = ACCEPTS;
 /// What a connection receives at a time until it is open.
 const GREETING_BYTES: usize = 4 << 10;
 /// After `accept` failed (no descriptors left): the next one.
@@ -53,7 +56,7 @@ impl Transport {
         now: Instant,
     ) {
         if let Some(listener) = self.listeners.iter_mut().find(|listener| listener.index == index) {
-            listener.accepting = false;
+            listener.accepting = listener.accepting.saturating_sub(1);
             if result.is_err() {
                 listener.not_before = Some(now + ACCEPT_PAUSE);
             }
@@ -249,16 +252,16 @@ impl Transport {
         }
     }
 
-    /// Keeps an accept in flight on every listener.
+    /// Keeps accepts in flight on every listener.
     fn accept(&mut self, driver: &mut Driver, now: Instant) {
         for listener in &mut self.listeners {
             if listener.not_before.is_some_and(|at| now < at) {
                 continue;
             }
             listener.not_before = None;
-            if !listener.accepting {
-                let token = Token::new(Token::TRANSPORT, OpKind::Accept as u8, listener.index);
-                listener.accepting = driver.submit(token, Op::Accept { fd: listener.fd.clone() }).is_ok();
+            let token = Token::new(Token::TRANSPORT, OpKind::Accept as u8, listener.index);
+            while listener.accepting < ACCEPTS && driver.submit(token, Op::Accept { fd: listener.fd.clone() }).is_ok() {
+                listener.accepting += 1;
             }
         }
     }

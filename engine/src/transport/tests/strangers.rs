@@ -185,6 +185,9 @@ fn random_bytes_are_no_trouble() {
 
 #[test]
 fn half_open_connections_give_way_and_the_peer_comes_in() {
+    use nix::sys::resource::{Resource, getrlimit, setrlimit};
+    let (_, hard) = getrlimit(Resource::RLIMIT_NOFILE).unwrap();
+    setrlimit(Resource::RLIMIT_NOFILE, hard.min(16_384), hard).unwrap();
     for choice in choices() {
         let (mut a, mut b) = connected(choice, LaneKind::Ds, |_| {});
         let at = b.addresses[0];
@@ -201,7 +204,7 @@ fn half_open_connections_give_way_and_the_peer_comes_in() {
                 }
                 counted.fetch_add(1, std::sync::atomic::Ordering::Relaxed);
                 held.push_back(stream);
-                if held.len() > 200 {
+                if held.len() > 6_000 {
                     held.pop_front();
                 }
             }
