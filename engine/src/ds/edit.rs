@@ -229,29 +229,62 @@ pub fn resolve(tree: &TreeSnapshot, operation: &Operation) -> Result<Option<Chan
     }
 }
 
-/// Resolves a transaction: each operation sees what those before it did. Takes constant memory for one operation and
-/// a copy of what changes for more.
+/// Resolves a transaction: each operation sees what those before it did. For one of many operations see
+/// [`Resolution`].
 ///
 /// # Errors
-/// [`TransactionError`] with every bad operation; `lines` gives their numbers. The tree has not changed.
-pub fn resolve_all(tree: &TreeSnapshot, operations: &[(u64, Operation)]) -> Result<Vec<Change>, TransactionError> {
-    let mut errors = TransactionError::none();
-    let mut changes = Vec::with_capacity(operations.len());
-    let mut state = tree.clone();
-    for (line, operation) in operations {
-        match resolve(&state, operation) {
-            Ok(None) => {}
-            Ok(Some(change)) => {
-                if operations.len() > 1 {
-                    state.apply(&change, Version::default());
-                }
-                changes.push(change);
-            }
-            Err(error) => errors.push(*line, error),
-        }
+/// [`TransactionError`] with every bad operation by its number. The tree has not changed.
+pub fn resolve_all(tree: &TreeSnapshot, operations: Vec<(u64, Operation)>) -> Result<Vec<Change>, TransactionError> {
+    let mut resolution = Resolution::new(tree.clone(), operations);
+    while !resolution.step(usize::MAX) {}
+    resolution.finish()
+}
+
+/// A transaction being resolved some operations at a time, so that one of a million does not hold up its thread. The
+/// tree must not change meanwhile.
+pub struct Resolution {
+    state: TreeSnapshot,
+    operations: std::vec::IntoIter<(u64, Operation)>,
+    /// Whether a later operation could see what an earlier one did.
+    several: bool,
+    changes: Vec<Change>,
+    errors: TransactionError,
+}
+
+impl Resolution {
+    /// Begins against `tree`; operations come with the numbers of their lines.
+    #[must_use]
+    pub fn new(tree: TreeSnapshot, operations: Vec<(u64, Operation)>) -> Self {
+        let several = operations.len() > 1;
+        let errors = TransactionError::none();
+        Self { state: tree, operations: operations.into_iter(), several, changes: Vec::new(), errors }
     }
-    errors.check()?;
-    Ok(changes)
+
+    /// Resolves up to `count` more operations, a few microseconds each. True: that was all.
+    pub fn step(&mut self, count: usize) -> bool {
+        for (line, operation) in self.operations.by_ref().take(count) {
+            match resolve(&self.state, &operation) {
+                Ok(None) => {}
+                Ok(Some(change)) => {
+                    if self.several {
+                        self.state.apply(&change, Version::default());
+                    }
+                    self.changes.push(change);
+                }
+                Err(error) => self.errors.push(line, error),
+            }
+        }
+        self.operations.len() == 0
+    }
+
+    /// The changes, in order; apply all of them or none.
+    ///
+    /// # Errors
+    /// [`TransactionError`] with every bad operation by its number.
+    pub fn finish(self) -> Result<Vec<Change>, TransactionError> {
+        self.errors.check()?;
+        Ok(self.changes)
+    }
 }
 
 fn put(
@@ -444,11 +477,11 @@ mod tests {
         let state = tree(&["/a x=1"]);
         let add = |value| put("/b", &[("x", ValueEdit::Add(vec![text(value)]))]);
         let all = vec![(1, add("1")), (3, add("2")), (4, remove("/a", false, false))];
-        let changes = resolve_all(&state, &all).unwrap();
+        let changes = resolve_all(&state, all).unwrap();
         assert_eq!(values(changes.get(1).cloned()), [text("1"), text("2")]);
         let bad =
             vec![(1, add("1")), (2, remove("/b", false, false)), (5, remove("/b", false, false)), (9, put("/", &[]))];
-        let error = resolve_all(&state, &bad).unwrap_err();
+        let error = resolve_all(&state, bad.clone()).unwrap_err();
         assert_eq!(error.errors.iter().map(|error| error.line).collect::<Vec<_>>(), [5, 9]);
         assert!(
             error.to_string().starts_with("2 bad line(s), nothing was changed: line 5: no object at /b"),

@@ -557,7 +557,7 @@ mod tests {
         let (_other_dir, other_store) = self::store();
         let operations = import(&exported, &other_store, 7_001).unwrap();
         let mut imported = TreeSnapshot::default();
-        for change in resolve_all(&imported, &operations).unwrap() {
+        for change in resolve_all(&imported, operations).unwrap() {
             imported.apply(&change, version(1));
         }
         assert_eq!(imported.digest(&DsPath::root()), tree.digest(&DsPath::root()));

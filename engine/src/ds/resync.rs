@@ -546,16 +546,15 @@ impl Staged {
         self.cost
     }
 
-    /// How many objects differ.
-    #[must_use]
-    pub fn difference_count(&self) -> usize {
-        self.after.differences(&self.before).count()
+    /// What differs, in the order of paths, from the follower's state to the leader's: also what `verify` lists.
+    pub fn differences(&self) -> impl Iterator<Item = Difference<'_>> {
+        self.after.differences(&self.before)
     }
 
     /// The follower's objects whose version lies beyond the last position that both histories share, and that this
     /// state overwrites or removes (protocol §11). Objects the follower had removed are in its journal's records only.
     pub fn divergent(&self, common: Seq) -> impl Iterator<Item = Divergent> + '_ {
-        self.after.differences(&self.before).filter_map(move |difference| {
+        self.differences().filter_map(move |difference| {
             let (entry, overwritten) = match difference {
                 Difference::Added(_) => return None,
                 Difference::Changed { old, .. } => (old, true),
@@ -621,7 +620,7 @@ mod tests {
         follower.set_position(position(50_001));
         let staged = resync(&leader, &follower);
         assert!(equal(staged.state(), &leader));
-        assert_eq!((staged.cost().objects, staged.difference_count()), (4, 5));
+        assert_eq!((staged.cost().objects, staged.differences().count()), (4, 5));
         assert!(staged.cost().bytes < 40_000, "{:?}", staged.cost());
         let full = resync(&leader, &TreeSnapshot::default());
         assert!(equal(full.state(), &leader));

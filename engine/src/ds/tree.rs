@@ -223,13 +223,14 @@ impl TreeSnapshot {
         self.map.remove(key)
     }
 
-    /// Says which position the state belongs to.
-    pub(crate) fn set_position(&mut self, position: Position) {
+    /// Says which position this copy's state belongs to.
+    pub fn set_position(&mut self, position: Position) {
         self.position = position;
     }
 
-    /// Applies one resolved change: see [`Tree::apply`].
-    pub(crate) fn apply(&mut self, change: &Change, version: Version) -> Applied {
+    /// Applies one resolved change to this copy, which shares nothing that changes with others: see [`Tree::apply`]. A
+    /// transaction that is too long for one turn is applied to a copy bit by bit, which then replaces the tree's state.
+    pub fn apply(&mut self, change: &Change, version: Version) -> Applied {
         self.touch();
         match change {
             Change::Put { path, .. } if path.is_root() => Applied::default(),
@@ -347,6 +348,20 @@ impl Tree {
     /// which is no object, does nothing.
     pub fn apply(&mut self, change: &Change, version: Version) -> Applied {
         self.lock().apply(change, version)
+    }
+
+    /// Applies changes and says that everything up to `position` has been applied, in one step: a reader sees all of it
+    /// or nothing, and the position that belongs to what it sees. Up to some hundred changes; for more see
+    /// [`TreeSnapshot::apply`].
+    pub fn apply_all<'a>(
+        &mut self,
+        changes: impl IntoIterator<Item = (&'a Change, Version)>,
+        position: Position,
+    ) -> Vec<Applied> {
+        let mut state = self.lock();
+        let applied = changes.into_iter().map(|(change, version)| state.apply(change, version)).collect();
+        state.position = position;
+        applied
     }
 
     /// Says that everything up to `position` has been applied.
@@ -504,6 +519,35 @@ mod tests {
         let old = tree.replace(before);
         assert_eq!(old.position(), position(2));
         assert_eq!(reader.snapshot().digest(&DsPath::root()), digest);
+    }
+
+    #[test]
+    fn a_reader_sees_a_transaction_whole_with_its_position() {
+        let mut tree = Tree::default();
+        let reader = tree.handle();
+        let changes: Vec<_> = (0..50).map(|n| put(&format!("/a/n{n} x=1"))).collect();
+        let end = std::sync::atomic::AtomicBool::new(false);
+        std::thread::scope(|scope| {
+            let watching = scope.spawn(|| {
+                let mut seen = 0;
+                while !end.load(std::sync::atomic::Ordering::Acquire) {
+                    let state = reader.snapshot();
+                    assert_eq!(state.len() as u64, state.position().seq.0, "half a transaction");
+                    seen += 1;
+                }
+                seen
+            });
+            for round in 1..200 {
+                let whole = Change::Remove { path: DsPath::root() };
+                let all =
+                    changes.iter().filter(|_| round % 2 == 1).chain([&whole].into_iter().filter(|_| round % 2 == 0));
+                let count = if round % 2 == 1 { 51 } else { 0 };
+                let applied = tree.apply_all(all.map(|change| (change, version(round))), position(count));
+                assert_eq!(applied.len(), if round % 2 == 1 { 50 } else { 1 });
+            }
+            end.store(true, std::sync::atomic::Ordering::Release);
+            assert!(watching.join().unwrap() > 0);
+        });
     }
 
     #[test]
