@@ -3,6 +3,7 @@
 //!
 //! Always: every wait has a bound, and every process is ended by the test that started it. Never: a real worker, which
 //! the tests of whole members have.
+#![expect(clippy::unwrap_used, clippy::expect_used, reason = "helpers of tests")]
 
 use std::{
     env, fs,

@@ -1,7 +1,12 @@
 //! The supervisor's decisions, to the millisecond. Times are ms of the `fast` profile: H 100, L 400, margin 50.
 
+use ringpair_wire::{
+    control::GrantId,
+    id::{ChainHash, Epoch, Position, Seq},
+};
+
 use super::*;
-use ringpair_wire::id::{ChainHash, Seq};
+use crate::persisted::{Persisted, Right};
 
 const EPOCH: Epoch = Epoch(65_537);
 const GRANT: GrantId = GrantId { epoch: EPOCH, number: 3 };
