@@ -16,6 +16,8 @@ mod change;
 mod error;
 mod files;
 mod format;
+#[cfg(test)]
+mod measure;
 mod prepare;
 mod reader;
 mod scan;

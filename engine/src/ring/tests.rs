@@ -95,6 +95,7 @@ fn tokens_keep_their_parts() {
 fn the_report_says_which_driver_and_why() {
     each(|driver| {
         let report = driver.report();
+        eprintln!("{report:?}");
         assert!(!report.why.is_empty() && !report.features.is_empty());
         assert_eq!(matches!(driver, Driver::Plain(_)), report.driver == "plain");
     });
@@ -437,4 +438,38 @@ fn io_uring_demanded_and_plain_demanded_are_what_one_gets() {
     let plain = Driver::new(&DriverOptions { choice: DriverChoice::Plain, ..DriverOptions::default() }).unwrap();
     assert_eq!(plain.report().why, "asked for by io.driver");
     assert!(Driver::new(&DriverOptions { in_flight: 0, ..DriverOptions::default() }).is_err());
+}
+
+/// Forbids this thread io_uring, as a container runtime does.
+fn forbid_io_uring() {
+    let step = |code: u32, k: u32, jf: u8| libc::sock_filter { code: code as u16, jt: 0, jf, k };
+    let mut steps = [
+        step(libc::BPF_LD | libc::BPF_W | libc::BPF_ABS, 0, 0),
+        step(libc::BPF_JMP | libc::BPF_JEQ | libc::BPF_K, libc::SYS_io_uring_setup as u32, 1),
+        step(libc::BPF_RET | libc::BPF_K, libc::SECCOMP_RET_ERRNO | libc::EPERM as u32, 0),
+        step(libc::BPF_RET | libc::BPF_K, libc::SECCOMP_RET_ALLOW, 0),
+    ];
+    let program = libc::sock_fprog { len: steps.len() as u16, filter: steps.as_mut_ptr() };
+    // SAFETY: the program lives through the calls, which read it and concern this thread only.
+    let done = unsafe {
+        libc::prctl(libc::PR_SET_NO_NEW_PRIVS, 1, 0, 0, 0) == 0
+            && libc::prctl(libc::PR_SET_SECCOMP, libc::SECCOMP_MODE_FILTER, &raw const program) == 0
+    };
+    assert!(done, "{}", io::Error::last_os_error());
+}
+
+// REQ: REP-301
+#[test]
+fn a_host_that_forbids_io_uring_gets_the_plain_driver_and_the_reason() {
+    let thread = std::thread::spawn(|| {
+        forbid_io_uring();
+        let demanded = DriverOptions { choice: DriverChoice::IoUring, ..DriverOptions::default() };
+        assert_eq!(Driver::new(&demanded).unwrap_err().kind(), io::ErrorKind::PermissionDenied);
+        let mut driver = Driver::new(&DriverOptions::default()).unwrap();
+        assert_eq!(driver.report().driver, "plain");
+        assert!(driver.report().why.contains("io_uring is not to be had"), "{:?}", driver.report());
+        let (a, _b) = tcp_pair(&mut driver);
+        assert_eq!(one(&mut driver, Op::Send { fd: a, slices: vec![Shared::from_static(b"x")] }).result.unwrap(), 1);
+    });
+    thread.join().unwrap();
 }
