@@ -108,8 +108,8 @@ impl Journal {
         }
     }
 
-    /// Removes everything behind `position`, durably. Synchronous, for a member that has archived what it removes. A
-    /// crash in the middle leaves a journal that ends at `position` or later: do it again.
+    /// Removes everything behind `position`, durably. Synchronous (copies at most one segment), for a member that has
+    /// archived what it removes and holds no lease. A crash in the middle leaves a journal that ends at `position` or later: do it again.
     ///
     /// # Errors
     /// [`JournalError::Busy`], [`JournalError::Failed`], [`JournalError::NotHeld`], [`JournalError::Io`]: after the
@@ -128,10 +128,7 @@ impl Journal {
         // Whatever fails from here on: what is in memory no longer describes the directory.
         self.failed = true;
         let dir = self.catalog.dir.clone();
-        let (last, capacity) = {
-            let state = self.catalog.state();
-            (state.segments.back().map_or(index, |segment| segment.index), self.options.segment_bytes)
-        };
+        let last = self.catalog.state().segments.back().map_or(index, |segment| segment.index);
         for behind in (index + 1..=last).rev() {
             remove(&segment_path(&dir, behind))?;
             // One by one: never a gap.
@@ -140,7 +137,8 @@ impl Journal {
         let path = segment_path(&dir, index);
         let mut prefix = Vec::new();
         read_prefix(&path, offset, &mut prefix)?;
-        let capacity = capacity.max(offset.next_multiple_of(4096));
+        // No larger than it must be: the next frames go into the segment that is prepared in the background.
+        let capacity = offset.next_multiple_of(FRAMES_OFFSET);
         put_segment(&path, &prefix, capacity)?;
         let mut state = self.catalog.state();
         state.changes += 1;
@@ -159,8 +157,8 @@ impl Journal {
         Ok(())
     }
 
-    /// Starts anew: history `history`, nothing held, the next frame follows `position`. Durable; a crash leaves either
-    /// the old journal or the new.
+    /// Starts anew: history `history`, nothing held, the next frame follows `position`. Synchronous, some four syncs and
+    /// one removal a segment. Durable; a crash leaves either the old journal or the new.
     ///
     /// # Errors
     /// [`JournalError::Busy`], [`JournalError::Failed`], [`JournalError::Io`]: the old journal is still there, or, if
@@ -170,7 +168,8 @@ impl Journal {
         self.drop_preparation()?;
         let dir = self.catalog.dir.clone();
         let old: Vec<u32> = self.catalog.state().segments.iter().map(|segment| segment.index).collect();
-        let (index, capacity) = (self.last_index + 1, self.options.segment_bytes);
+        // A header and no room: quick, and the first frames go into the segment that is prepared in the background.
+        let (index, capacity) = (self.last_index + 1, FRAMES_OFFSET);
         let header = SegmentHeader { index, generation: self.generation + 1, history, start: position };
         let path = segment_path(&dir, index);
         // The rename in here is what decides.
