@@ -16,7 +16,7 @@ pub mod sockets;
 pub mod storage;
 pub mod worker;
 
-use std::{io, net::SocketAddr, sync::Arc, time::Duration};
+use std::{ffi::OsString, io, net::SocketAddr, sync::Arc, time::Duration};
 
 use ringpair_core::{config::OnHookFailure, supervisor::SupervisorConfig};
 use thiserror::Error;
@@ -24,7 +24,7 @@ use thiserror::Error;
 use self::{
     answer::{Answers, Tail},
     door::PeerDoor,
-    estate::Estate,
+    estate::{DiskEstate, DiskTail, Estate},
     host::Systemd,
     shell::{Parts, Reloaded, Shell},
     signals::Signals,
@@ -81,6 +81,24 @@ pub struct Start {
     pub tail: Arc<dyn Tail>,
     /// Reads the configuration file again (SIGHUP); the error names what is wrong with it.
     pub read_again: Box<dyn FnMut() -> Result<Config, String>>,
+}
+
+impl Start {
+    /// The member of a configuration: workers are this executable with `arguments`, the hidden subcommand first;
+    /// `read_again` reads the configuration file on SIGHUP.
+    #[must_use]
+    pub fn new(
+        config: &Config,
+        arguments: Vec<OsString>,
+        read_again: Box<dyn FnMut() -> Result<Config, String>>,
+    ) -> Self {
+        Self {
+            command: WorkerCommand::this(arguments),
+            estate: Box::new(DiskEstate::new(&config.storage.dir)),
+            tail: Arc::new(DiskTail::new(&config.storage.dir)),
+            read_again,
+        }
+    }
 }
 
 /// Runs this member until it ends; returns the exit code (0 stopped, 1 failed, 2 configuration error of the worker).
