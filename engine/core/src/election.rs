@@ -6,14 +6,14 @@
 use std::cmp::Ordering;
 
 use ringpair_wire::{
-    control::{Control, Report, Role},
+    control::{Control, GiveBackReason, Report, Role},
     id::{Epoch, MemberId, Position},
 };
 
 use crate::{
     config::FailSafeStart,
     effect::{Effect, Hook},
-    epochs::Epochs,
+    epochs::{Epochs, same_term},
     event::{EventCode, SwitchReason},
     input::{Channel, Start},
     node::{After, Journal, Node},
@@ -89,7 +89,7 @@ pub fn elect(member: MemberId, own: &Report, peer: &Report, outreached: bool) ->
 
 /// The peer's end, if it has more records of the same base epoch than the own journal.
 fn longer(own: &Report, peer: &Report) -> Option<Position> {
-    let same_term = own.history == peer.history && own.position.epoch.base() == peer.position.epoch.base();
+    let same_term = own.history == peer.history && same_term(own.position.epoch, peer.position.epoch);
     (same_term && peer.position.seq > own.position.seq).then_some(peer.position)
 }
 
@@ -153,7 +153,9 @@ impl Node {
         if let Right::Held(id) = self.p.right {
             // The worker that held it is gone, and with it what it had promised and heard.
             self.p.right = Right::GivenBack(id);
-            self.persist(After::GivenBack(id, ringpair_wire::control::GiveBackReason::WorkerDied));
+            self.persist(After::GivenBack(id, GiveBackReason::WorkerDied));
+        } else if let Right::GivenBack(id) = self.p.right {
+            self.given_back_stored = Some((id, GiveBackReason::WorkerDied));
         }
         self.state_reason = "runs discontinue before it connects".into();
         self.push(Effect::RunHook { hook: Hook::Discontinue, epoch: self.p.own_epoch });
@@ -187,9 +189,13 @@ impl Node {
         }
     }
 
-    /// Asks the peer what it is.
+    /// Asks the peer what it is; once an H at most.
     pub(crate) fn ask(&mut self) {
+        if self.now < self.ask_due {
+            return;
+        }
         if let Some(to) = self.ping() {
+            self.ask_due = self.now.plus(self.config.heartbeat);
             let report = self.make_report(true);
             self.send(to, Control::Report(Box::new(report)));
         }
@@ -201,11 +207,10 @@ impl Node {
         Some(Control::Announce { epoch: office.epoch, history: self.p.history?, after: start.after })
     }
 
-    /// Tells a peer that speaks of an old epoch who is active, or asks it.
-    pub(crate) fn announce_or_ask(&mut self) {
-        match self.announcement() {
-            Some(announce) => self.send_everywhere(&announce),
-            None => self.ask(),
+    /// Tells a peer that speaks of an old epoch who is active.
+    pub(crate) fn announce(&mut self) {
+        if let Some(announce) = self.announcement() {
+            self.send_everywhere(&announce);
         }
     }
 
@@ -257,7 +262,7 @@ impl Node {
                 Some(history) if epoch == self.p.highest_epoch && epoch.owner() == Some(self.config.member.peer()) => {
                     self.adopt_leader(epoch, history);
                 }
-                _ => self.announce_or_ask(),
+                _ => self.announce(),
             }
             return;
         }
@@ -317,7 +322,7 @@ impl Node {
         }
         match self.p.right {
             Right::Held(id) if id.epoch < epoch => {
-                self.give_back(id, ringpair_wire::control::GiveBackReason::HigherEpoch);
+                self.give_back(id, GiveBackReason::HigherEpoch);
             }
             _ => self.persist(After::Nothing),
         }

@@ -8,6 +8,13 @@ use ringpair_wire::{
     id::{Epoch, Position, Seq},
 };
 
+/// Whether two epochs are of one promotion: of one member, and of one base. Both members may have promoted
+/// themselves over the same epochs, so the base alone does not tell.
+#[must_use]
+pub fn same_term(one: Epoch, other: Epoch) -> bool {
+    one.base() == other.base() && one.owner() == other.owner()
+}
+
 /// The epochs of one journal.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Epochs {
@@ -71,9 +78,10 @@ impl Epochs {
     /// (protocol §2).
     #[must_use]
     pub fn outreached_by(&self, theirs: Position, end: Position) -> bool {
-        let same_base = theirs.epoch.base() == end.epoch.base();
         let gone_on = theirs.epoch < end.epoch;
-        same_base && gone_on && self.end_of(theirs.epoch, end).is_none_or(|own| theirs.seq > own)
+        same_term(theirs.epoch, end.epoch)
+            && gone_on
+            && self.end_of(theirs.epoch, end).is_none_or(|own| theirs.seq > own)
     }
 }
 

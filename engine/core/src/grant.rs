@@ -5,6 +5,7 @@
 
 use ringpair_wire::{
     control::{Control, GiveBackReason, GrantId, Role},
+    heartbeat::LINK_FACTOR_ONE,
     id::Seq,
     lane::PathKind,
 };
@@ -14,6 +15,7 @@ use crate::{
     config::OnPeerLoss,
     event::EventCode,
     input::Channel,
+    lease::Lease,
     node::{After, Node},
     persisted::Right,
     time::Instant,
@@ -31,7 +33,7 @@ impl Node {
             return;
         }
         match (office.lease.right, self.p.right) {
-            (None, Right::None | Right::GivenBack(_) | Right::Held(_)) if !self.p.contested => {
+            (None, Right::None) if !self.p.contested && office.follower.may_be_granted(now) => {
                 self.p.grant_number += 1;
                 let id = GrantId { epoch: office.epoch, number: self.p.grant_number };
                 self.p.right = Right::Out(id);
@@ -91,10 +93,13 @@ impl Node {
             }
             _ if id.epoch != self.p.highest_epoch => {}
             _ if follows && whole && self.stopping.is_none() && self.durable() >= through => {
+                // The sending of the grant began a lease: taking it is a first promise.
+                let promise = self.config.lease(self.factor()) + self.config.margin();
+                self.promised_until = self.promised_until.max(self.now.plus(promise));
                 self.p.right = Right::Held(id);
                 self.persist(After::Held(id));
             }
-            _ if follows && whole && self.stopping.is_none() => {}
+            _ if whole && self.stopping.is_none() => {}
             _ if self.leader.is_some() => self.give_back(id, GiveBackReason::NotCurrent),
             _ => {}
         }
@@ -143,7 +148,7 @@ impl Node {
         self.report(EventCode::Right, format!("the right number {} is given back: {reason:?}", id.number));
         self.right_returned();
         if let Some(office) = self.office.as_mut().filter(|_| reason != GiveBackReason::HigherEpoch) {
-            office.follower.leave(); // nothing is granted again before it asks to follow again
+            office.follower.leave(self.now.plus(self.config.lease(LINK_FACTOR_ONE)));
         }
     }
 
@@ -213,7 +218,7 @@ impl Node {
             self.report(EventCode::Lease, sentence);
         }
         let Some(office) = &self.office else { return };
-        if office.lonely || now < office.lease.lonely_at(&self.config) || self.draining {
+        if office.lonely || now < self.lonely_at(&office.lease) || self.draining {
             return;
         }
         if isolated {
@@ -226,6 +231,11 @@ impl Node {
             );
         }
         self.go_lonely();
+    }
+
+    /// W, which counts anew after an own pause.
+    fn lonely_at(&self, lease: &Lease) -> Instant {
+        lease.lonely_at(&self.config).max(self.counted_from.plus(self.config.lonely_after(lease.link_factor)))
     }
 
     /// W has passed: on without the backup, not exclusive.
@@ -301,7 +311,7 @@ impl Node {
         let Some(office) = &self.office else { return [None; 3] };
         let out = office.lease.right.is_some();
         let lapse = (out && !office.lapsed).then_some(office.lease.until);
-        let lonely = (out && !office.lonely).then(|| office.lease.lonely_at(&self.config));
+        let lonely = (out && !office.lonely).then(|| self.lonely_at(&office.lease));
         [lapse, lonely, Some(office.exclusive_from)]
     }
 

@@ -165,11 +165,11 @@ impl Node {
         self.peer.beat_at = now;
     }
 
-    /// An active of a lower epoch speaks: it is told who is active now, or that it is not.
+    /// An active of a lower epoch speaks: it is told who is active now.
     fn refuse_epoch(&mut self, epoch: Epoch) {
         let highest = self.p.highest_epoch;
         self.report_once(EventCode::Epoch, format!("refused the active of epoch {epoch}: epoch {highest} is known"));
-        self.announce_or_ask();
+        self.announce();
     }
 
     /// The backup's side: the active of the highest epoch is heard.

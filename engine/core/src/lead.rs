@@ -13,6 +13,7 @@ use crate::{
     event::EventCode,
     input::{Admission, Channel, FrameMeta, Location, Refusal, RefusalKind, WorkToken, WriteToken},
     node::Node,
+    time::Instant,
 };
 
 /// Where the follower stands.
@@ -37,6 +38,8 @@ pub(crate) struct Follower {
     through: Option<Seq>,
     /// Declared behind: too much journal for it.
     behind: bool,
+    /// It gave its right back: nothing is granted before this, unless it returns.
+    not_before: Instant,
 }
 
 impl Follower {
@@ -56,9 +59,13 @@ impl Follower {
         }
     }
 
-    /// It gave its right back: it is not current before its next return.
-    pub fn leave(&mut self) {
-        self.through = None;
+    /// It gave its right back, and may be about to go: nothing is granted for a while.
+    pub fn leave(&mut self, not_before: Instant) {
+        self.not_before = not_before;
+    }
+
+    pub fn may_be_granted(&self, now: Instant) -> bool {
+        now >= self.not_before
     }
 
     pub fn is_behind(&self) -> bool {
@@ -190,7 +197,7 @@ impl Node {
         let end = self.journal.end;
         let Some(office) = &mut self.office else { return };
         let epoch = office.epoch;
-        office.follower = Follower { stage: Stage::Streaming, through: Some(end.seq), behind: false };
+        office.follower = Follower { stage: Stage::Streaming, through: Some(end.seq), ..Follower::default() };
         office.progress.peer_received = position.seq;
         let lag = end.seq.0 - position.seq.0.min(end.seq.0);
         self.report(
@@ -210,7 +217,7 @@ impl Node {
         let Some(history) = self.p.history else { return };
         let Some(office) = &mut self.office else { return };
         let epoch = office.epoch;
-        office.follower = Follower { stage: Stage::Resyncing, through: None, behind: false };
+        office.follower = Follower { stage: Stage::Resyncing, ..Follower::default() };
         let why = if diverged { "its records differ" } else { "it is behind the journal, or not whole" };
         self.report(
             EventCode::Replication,

@@ -153,6 +153,7 @@ pub struct Node {
     pub(crate) ds_up: bool,
     pub(crate) ds_changed: Instant,
     pub(crate) beat_due: Instant,
+    pub(crate) ask_due: Instant,
     pub(crate) counted_from: Instant,
     pub(crate) draining: bool,
     /// The doors are open; `None` while the start's discontinue runs.
@@ -209,6 +210,7 @@ impl Node {
             ds_up: false,
             ds_changed: Instant(0),
             beat_due: Instant(0),
+            ask_due: Instant(0),
             counted_from: Instant(0),
             draining: false,
             seeking_since: None,

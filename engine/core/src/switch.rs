@@ -225,7 +225,7 @@ impl Node {
         let clean = run.files_left == 0;
         match run.step {
             Step::Draining if files_over || late => self.discontinue_for_switch(),
-            Step::Barrier if records_over && files_over && (clean || forced) => self.release(),
+            Step::Barrier if records_over && files_over && (clean || forced) && self.hears() => self.release(),
             Step::Barrier if late && (forced || matches!(asker, Asker::Stop)) => self.release(),
             Step::Barrier if matches!(asker, Asker::Storage) => self.release(),
             Step::Barrier if matches!(asker, Asker::Stop) && !self.hears() => self.release(),

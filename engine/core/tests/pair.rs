@@ -6,6 +6,7 @@
 
 #![expect(clippy::expect_used, reason = "a test that cannot go on fails")]
 
+#[allow(dead_code, reason = "shared with the other test of this package")]
 mod harness;
 
 use harness::{A, B, Pair};

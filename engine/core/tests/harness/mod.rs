@@ -27,8 +27,6 @@ enum Item {
     Beat(PathKind, Heartbeat),
     Lane(PathKind, LaneKind, bool),
     Complete(Completion),
-    /// Everything that waited before it has been fed in.
-    Drained,
 }
 
 #[derive(Default)]
@@ -42,6 +40,8 @@ struct Member {
     persisted: Option<Persisted>,
     base: Position,
     journal: Vec<FrameMeta>,
+    /// Every record that the member's state stands on, also before `base`.
+    history: BTreeMap<u64, u128>,
     streaming: bool,
     archived: Vec<u64>,
     resyncs: usize,
@@ -52,7 +52,7 @@ struct Member {
 }
 
 /// A member's disk at one moment.
-pub struct Disk(Option<Persisted>, Position, Vec<FrameMeta>);
+pub struct Disk(Option<Persisted>, Position, Vec<FrameMeta>, BTreeMap<u64, u128>);
 
 pub struct Pair {
     now: u64,
@@ -66,9 +66,14 @@ pub struct Pair {
     lanes_up: bool,
     next: u64,
     nonce: u128,
-    outcomes: BTreeMap<u64, WriteOutcome>,
+    pub outcomes: BTreeMap<u64, WriteOutcome>,
+    /// Where each write ended.
+    pub written: BTreeMap<u64, (u64, u128)>,
+    /// How long messages, and the disk, take.
+    pub delay: (u64, u64),
     done: BTreeMap<u64, Result<(), Refusal>>,
     pub log: Vec<String>,
+    steps: u32,
 }
 
 fn id(member: usize) -> MemberId {
@@ -89,8 +94,11 @@ impl Pair {
             next: 0,
             nonce: 0,
             outcomes: BTreeMap::new(),
+            written: BTreeMap::new(),
+            delay: (0, 0),
             done: BTreeMap::new(),
             log: Vec::new(),
+            steps: 0,
         }
     }
 
@@ -154,7 +162,7 @@ impl Pair {
     pub fn power_off(&mut self, member: usize) {
         self.log.push(format!("{} off at {}", id(member), (self.now - self.zero) / MS));
         let m = &mut self.members[member];
-        (m.node, m.connects, m.streaming) = (None, false, false);
+        (m.node, m.connects, m.streaming, m.frozen) = (None, false, false, false);
         m.backlog.clear();
         let kept: Vec<_> = self.queue.iter().filter(|(_, (to, _))| *to == member).map(|(key, _)| *key).collect();
         kept.into_iter().for_each(|key| drop(self.queue.remove(&key)));
@@ -169,6 +177,9 @@ impl Pair {
         if !frozen {
             let (now, node) = (self.now, self.members[member].node.as_mut().expect("runs"));
             node.handle_timeout(Instant(now));
+            // `DrainSockets`, if the pause was long enough, is answered behind what waits.
+            let waiting = std::mem::take(&mut self.members[member].backlog);
+            waiting.into_iter().for_each(|item| self.feed(member, item));
             self.effects(member);
         }
     }
@@ -234,6 +245,9 @@ impl Pair {
             .filter(|member| !self.members[*member].frozen)
             .filter_map(|member| Some((self.members[member].node.as_ref()?.next_timeout()?.0, member)))
             .min();
+        self.steps += 1;
+        let recent = || self.log.iter().rev().take(40).rev().collect::<Vec<_>>();
+        assert!(self.steps < 500_000, "the pair never rests: {:#?}", recent());
         let queued = self.queue.first_key_value().map(|(key, _)| key.0);
         let mut beat = false;
         match (queued, timeout) {
@@ -274,13 +288,6 @@ impl Pair {
             Item::Beat(path, beat) => node.handle_heartbeat(now, path, &beat),
             Item::Lane(path, lane, up) => node.handle_connection(now, path, lane, up),
             Item::Complete(completion) => node.handle_completion(now, completion),
-            Item::Drained => {
-                for item in std::mem::take(&mut self.members[member].backlog) {
-                    self.feed(member, item);
-                }
-                let node = self.members[member].node.as_mut().expect("runs");
-                node.handle_completion(now, Completion::SocketsDrained);
-            }
             Item::Frame(frame) => {
                 if node.handle_frame(now, Channel::Ds, &frame) == FrameVerdict::Accept {
                     self.members[member].journal.push(frame);
@@ -292,18 +299,19 @@ impl Pair {
     }
 
     fn journalled(&mut self, member: usize, end: Position) {
+        self.members[member].history.insert(end.seq.0, end.chain.0);
         self.complete(member, Completion::Written(end));
         self.complete(member, Completion::Synced(end));
         self.complete(member, Completion::Applied(end.seq));
     }
 
     fn complete(&mut self, member: usize, completion: Completion) {
-        self.at(self.now, member, Item::Complete(completion));
+        self.at(self.now + self.delay.1, member, Item::Complete(completion));
     }
 
     fn transmit(&mut self, from: usize, item: Item) {
         if !self.lanes_up {
-            return self.to_supervisor(1 - from, &item);
+            return self.ask_supervisor(1 - from, &item);
         }
         if self.cut[from] {
             if !matches!(item, Item::Beat(..)) {
@@ -311,7 +319,7 @@ impl Pair {
             }
             return;
         }
-        self.at(self.now, 1 - from, item);
+        self.at(self.now + self.delay.0, 1 - from, item);
     }
 
     fn close_frame(&mut self, member: usize, epoch: Epoch, first: Seq, records: u32) {
@@ -410,12 +418,14 @@ impl Pair {
             }
             Effect::Resync { work, .. } => {
                 let position = self.end(1 - member);
+                let history = self.members[1 - member].history.clone();
                 let m = &mut self.members[member];
                 (m.base, m.resyncs) = (position, m.resyncs + 1);
                 m.journal.clear();
+                m.history = history;
                 self.complete(member, Completion::Resynced(work, position));
             }
-            Effect::DrainSockets => self.at(self.now, member, Item::Drained),
+            Effect::DrainSockets => self.at(self.now, member, Item::Complete(Completion::SocketsDrained)),
             Effect::DrainFiles { work } => self.complete(member, Completion::FilesDrained { work, left: 0 }),
             Effect::Report(event) => {
                 self.log.push(format!("{} {ms} {}: {}", id(member), event.code.name(), event.reason));
@@ -433,7 +443,7 @@ impl Pair {
     }
 
     /// A dead member's supervisor serves its journal's tail.
-    fn to_supervisor(&mut self, member: usize, item: &Item) {
+    fn ask_supervisor(&mut self, member: usize, item: &Item) {
         let Item::Message(_, Control::FetchTail { after }) = item else { return };
         if self.members[member].supervised {
             for frame in self.frames_after(member, after.seq) {
@@ -468,6 +478,8 @@ impl Pair {
         self.effects(member);
         self.close_frame(member, admission.epoch, admission.first, 1);
         self.effects(member);
+        let end = self.end(member);
+        self.written.insert(token, (end.seq.0, end.chain.0));
         Ok(token)
     }
 
@@ -513,17 +525,17 @@ impl Pair {
     }
 
     pub fn empty_storage(&mut self, member: usize) {
-        self.restore(member, Disk(None, Position::default(), Vec::new()));
+        self.restore(member, Disk(None, Position::default(), Vec::new(), BTreeMap::new()));
     }
 
     pub fn snapshot(&self, member: usize) -> Disk {
         let m = &self.members[member];
-        Disk(m.persisted.clone(), m.base, m.journal.clone())
+        Disk(m.persisted.clone(), m.base, m.journal.clone(), m.history.clone())
     }
 
     pub fn restore(&mut self, member: usize, disk: Disk) {
         let m = &mut self.members[member];
-        Disk(m.persisted, m.base, m.journal) = disk;
+        Disk(m.persisted, m.base, m.journal, m.history) = disk;
     }
 
     pub fn outcome(&self, write: u64) -> Option<WriteOutcome> {
@@ -560,6 +572,19 @@ impl Pair {
 
     pub fn resyncs(&self, member: usize) -> usize {
         self.members[member].resyncs
+    }
+
+    pub fn runs(&self, member: usize) -> bool {
+        self.members[member].node.is_some()
+    }
+
+    pub fn is_frozen(&self, member: usize) -> bool {
+        self.members[member].frozen
+    }
+
+    /// Whether the member's state stands on this record.
+    pub fn stands_on(&self, member: usize, (seq, chain): (u64, u128)) -> bool {
+        self.members[member].history.get(&seq) == Some(&chain)
     }
 
     pub fn exited(&self, member: usize) -> bool {
