@@ -205,11 +205,9 @@ impl Dirty {
             .map(|(p, _)| p.clone())
             .collect();
         for path in moved {
-            if let (Some(stamp), Some(new)) = (self.times.remove(&path), path.rebased(from, to)) {
-                if let Some(other) = self.times.insert(new, stamp) {
-                    self.settle(other);
-                }
-            }
+            let Some(stamp) = self.times.remove(&path) else { continue };
+            let other = path.rebased(from, to).map_or(Some(stamp), |new| self.times.insert(new, stamp));
+            other.into_iter().for_each(|other| self.settle(other));
         }
     }
 

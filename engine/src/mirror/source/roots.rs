@@ -14,7 +14,7 @@ use ringpair_fsmon::{
     meta::Stat,
     scan::{is_empty, open_root},
 };
-use ringpair_wire::mirror::{MirrorPath, Problem, RootSpec};
+use ringpair_wire::mirror::{Problem, RootSpec};
 
 use crate::mirror::MirrorBase;
 
@@ -128,10 +128,5 @@ impl SourceRoot {
     /// The problem, for a status.
     pub fn named(&self) -> Option<Problem> {
         self.problem.clone().map(|reason| Problem { path: self.spec.path.clone(), reason })
-    }
-
-    /// Whether a path is at or below it.
-    pub fn holds(&self, path: &MirrorPath) -> bool {
-        path.starts_with(&self.spec.path)
     }
 }

@@ -181,15 +181,11 @@ impl Source {
 
     fn cannot_compare(&mut self, verify: Option<u64>, problem: Problem) {
         match verify.and_then(|id| self.differences.get_mut(&id)) {
-            Some((differences, _)) => {
-                if differences.problems.len() < MAX_PROBLEMS {
-                    differences.problems.push(problem);
-                }
-            }
+            Some((differences, _)) if differences.problems.len() < MAX_PROBLEMS => differences.problems.push(problem),
             None if self.problems.len() < MAX_REMEMBERED => {
                 self.problems.insert(problem.path, problem.reason);
             }
-            None => {}
+            _ => {}
         }
     }
 
