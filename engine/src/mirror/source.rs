@@ -42,6 +42,8 @@ const UNSETTLED: Duration = Duration::from_millis(20);
 /// The first pause after a failure; it doubles up to [`LONGEST_PAUSE`].
 const FIRST_PAUSE: Duration = Duration::from_millis(100);
 const LONGEST_PAUSE: Duration = Duration::from_secs(10);
+/// How long to rest between searches for the names of files with several, at least; a barrier does not wait.
+const SEARCH_EVERY: Duration = Duration::from_secs(5);
 /// How many problems are remembered.
 const MAX_REMEMBERED: usize = 10_000;
 
@@ -87,6 +89,16 @@ struct InFlight {
     /// Of a rename or an exchange: the other path, and whether it is about directories.
     other: Option<(MirrorPath, bool)>,
     times_only: bool,
+}
+
+/// A file with several names.
+#[derive(Debug, Default)]
+struct Linked {
+    /// Stands for its metadata when it was sent last.
+    look: u64,
+    names: BTreeSet<MirrorPath>,
+    /// How many names it had when they were searched for; those that were not found lie outside the mirror.
+    searched: u64,
 }
 
 /// How far a barrier is.
@@ -159,8 +171,11 @@ pub struct Source {
     verifying: VecDeque<(u64, bool, MirrorPath)>,
     differences: BTreeMap<u64, (MirrorDifferences, usize)>,
     barriers: VecDeque<(u64, BarrierStage)>,
-    /// Names of one inode: what is written through one of them changes all.
-    links: HashMap<(u64, u64), (u64, BTreeSet<MirrorPath>)>,
+    /// Files with several names: what is written through one of them changes all.
+    links: HashMap<(u64, u64), Linked>,
+    /// A file with a name that is not known was met: its names are to be searched for.
+    search: bool,
+    next_search: Duration,
     problems: BTreeMap<MirrorPath, String>,
     counts: BTreeMap<MirrorPath, (u64, u64)>,
     events: VecDeque<SourceEvent>,
@@ -205,6 +220,8 @@ impl Source {
             differences: BTreeMap::new(),
             barriers: VecDeque::new(),
             links: HashMap::new(),
+            search: false,
+            next_search: Duration::ZERO,
             problems: BTreeMap::new(),
             counts: BTreeMap::new(),
             events: VecDeque::new(),
@@ -301,6 +318,7 @@ impl Source {
         let mut worked = drained > 0;
         self.advance_barriers();
         if self.session.ready {
+            self.search_names();
             worked |= self.compare();
             worked |= self.send();
             self.finish_batch();
@@ -547,6 +565,7 @@ impl Source {
             && self.moves.is_empty()
             && self.stream.is_none()
             && self.to_compare.is_empty()
+            && !self.search
             && self.comparing.as_ref().is_none_or(|comparing| comparing.verify.is_some());
         let state = match () {
             () if self.roots.is_empty() => MirrorState::Off,

@@ -310,6 +310,8 @@ impl Fanotify {
                 }
             } else if let Some(path) = from.and_then(|real| self.mirrored(&real, event.is_dir())) {
                 told.push(describe(event, path));
+            } else if event.place.is_none() {
+                told.extend(self.tell_nameless(event));
             }
         }
         out.extend(told.into_iter().rev());
@@ -336,6 +338,19 @@ impl Fanotify {
             (Some(from), Some(to)) => told.push(WatchEvent::Renamed { from, to, is_dir }),
             (from, to) => told.extend(from.into_iter().chain(to).map(looked_at)),
         }
+    }
+
+    /// A file got or lost one of several names: the kernel says which file, and where one of the names left may be.
+    fn tell_nameless(&self, event: &RawEvent) -> Option<WatchEvent> {
+        let target = event.target.as_ref()?;
+        let mount = self.mounts.get(&target.filesystem)?;
+        // What is gone, or not to be had, has no name left that its own event would not tell of.
+        let file = sys::open_by_handle(mount.as_fd(), target.kind, &target.handle).ok()?;
+        if Stat::of_fd(&file).ok()?.nlink == 0 {
+            return None;
+        }
+        let path = self.mirrored(&real_path(file.as_fd()).ok()?, false)?;
+        Some(WatchEvent::Changed { path, unsettled: false, content: true, name: false, subtree: false })
     }
 
     /// The name of a place before `later` happened, as the kernel writes it.

@@ -10,7 +10,7 @@ use ringpair_wire::mirror::{Change, Item, Kind, MAX_LIST, Problem};
 
 use super::{
     BarrierStage, FIRST_PAUSE, InFlight, LONGEST_PAUSE, MAX_REMEMBERED, MirrorDifferences, MirrorError, MirrorMessage,
-    MirrorPath, Move, Session, Source, SourceEvent, UNSETTLED,
+    MirrorPath, Move, SEARCH_EVERY, Session, Source, SourceEvent, UNSETTLED,
     compare::{Comparing, Step},
     dirty::Mark,
     item_weight,
@@ -66,6 +66,7 @@ impl Source {
         self.to_compare.clear();
         self.comparing = None;
         self.links.clear();
+        self.search = false;
         self.problems.clear();
         for (_, stage) in &mut self.barriers {
             *stage = BarrierStage::Drain;
@@ -515,20 +516,35 @@ impl Source {
         let mut hasher = std::hash::DefaultHasher::new();
         std::hash::Hash::hash(&stat.meta, &mut hasher);
         self.linked(inode, Some(hasher.finish()), path.clone());
+        let linked = self.links.entry(inode).or_default();
+        self.search |= (linked.names.len() as u64) < stat.nlink && linked.searched != stat.nlink;
+        linked.searched = stat.nlink;
     }
 
     fn linked(&mut self, inode: (u64, u64), look: Option<u64>, path: MirrorPath) {
         if self.links.len() >= MAX_LINKED {
             self.links.clear();
         }
-        let (known, names) = self.links.entry(inode).or_default();
-        if let Some(look) = look.filter(|look| look != known) {
-            *known = look;
-            let others: Vec<_> = names.iter().filter(|name| **name != path).cloned().collect();
-            names.insert(path);
-            others.into_iter().for_each(|other| self.dirty.mark(other, true, false, self.now));
-        } else {
-            names.insert(path);
+        let linked = self.links.entry(inode).or_default();
+        let others: Vec<_> = match look {
+            Some(look) if look != linked.look => {
+                linked.look = look;
+                linked.names.iter().filter(|name| **name != path).cloned().collect()
+            }
+            _ => Vec::new(),
+        };
+        linked.names.insert(path);
+        others.into_iter().for_each(|other| self.dirty.mark(other, true, false, self.now));
+    }
+
+    /// Looks for names of files with several: a comparison of what is watched meets them all, and finds what differs.
+    pub(super) fn search_names(&mut self) {
+        let due = self.now >= self.next_search || !self.barriers.is_empty();
+        if self.search && due && self.to_compare.is_empty() && self.comparing.is_none() {
+            self.search = false;
+            self.next_search = self.now + SEARCH_EVERY;
+            let watched = self.roots.iter().filter(|root| root.spec.continuous);
+            self.to_compare.extend(watched.map(|root| root.spec.path.clone()));
         }
     }
 
@@ -612,7 +628,7 @@ impl Source {
 
     /// Tells the backup once everything that the first comparison found is there.
     pub(super) fn announce_synced(&mut self) {
-        if self.session.synced || !self.to_compare.is_empty() || self.comparing.is_some() {
+        if self.session.synced || self.search || !self.to_compare.is_empty() || self.comparing.is_some() {
             return;
         }
         let at = *self.session.compared_at.get_or_insert(self.dirty.newest());
@@ -624,10 +640,12 @@ impl Source {
     }
 
     pub(super) fn advance_barriers(&mut self) {
-        let comparing = !self.to_compare.is_empty() || self.comparing.as_ref().is_some_and(|c| c.verify.is_none());
+        let comparing =
+            self.search || !self.to_compare.is_empty() || self.comparing.as_ref().is_some_and(|c| c.verify.is_none());
         let mut asked = Vec::new();
         for (id, stage) in &mut self.barriers {
-            if matches!(stage, BarrierStage::Drain) {
+            // A file with unknown names was met: what was written through one of them is found by comparing.
+            if matches!(stage, BarrierStage::Drain) || (self.search && matches!(stage, BarrierStage::Settle(_))) {
                 *stage = BarrierStage::Compare;
             }
             if matches!(stage, BarrierStage::Compare) && self.session.ready && !comparing {
