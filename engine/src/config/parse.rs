@@ -17,7 +17,7 @@ use toml::Value;
 
 use crate::ds::params;
 
-use super::{defaults, problem::Problems, reader::Reader, types::*};
+use super::{defaults, problem::{Problems, nearest}, reader::Reader, types::*};
 
 /// Parameters that name mirrored directories: PAR-063, PAR-064, PAR-066, PAR-067, PAR-068.
 const DIRECTORY_PARAMETERS: [u16; 5] = [63, 64, 66, 67, 68];
@@ -378,7 +378,8 @@ fn check_parameter(r: &mut Reader, name: &str, text: &str) {
             }
         }
         Err(params::ParamError::Unknown { near, .. }) => {
-            r.problem(&key, &format!("{text:?}"), "is not a parameter that ringpair knows", &near);
+            let near = nearest(name, params::registry::ALL.iter().map(|spec| spec.name)).unwrap_or(&near);
+            r.problem(&key, &format!("{text:?}"), "is not a parameter that ringpair knows", near);
         }
         Err(_) => {}
     }
@@ -387,7 +388,8 @@ fn check_parameter(r: &mut Reader, name: &str, text: &str) {
 /// Reads `HOST`, `HOST:PORT`, `ADDRESS:PORT`, `[ADDRESS]:PORT`.
 pub(super) fn endpoint(text: &str) -> Result<Endpoint, String> {
     let bad = || format!("must be HOST:PORT, IPv6 as [ADDRESS]:PORT (port {} where none is given)", defaults::PORT);
-    if let Ok(address) = text.trim_matches(['[', ']']).parse::<IpAddr>() {
+    let bare = text.strip_prefix('[').and_then(|inner| inner.strip_suffix(']')).unwrap_or(text);
+    if let Ok(address) = bare.parse::<IpAddr>() {
         return Ok(Endpoint { host: address.to_string(), port: defaults::PORT });
     }
     let (host, port) = match text.rsplit_once(':') {
