@@ -12,7 +12,7 @@ mod reader;
 mod types;
 
 pub use detection::{Timing, timing};
-pub use parse::host_name;
+pub use parse::{host_name, read_token};
 pub use problem::{Problem, Problems};
 pub use types::*;
 

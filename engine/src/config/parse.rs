@@ -17,7 +17,12 @@ use toml::Value;
 
 use crate::ds::params;
 
-use super::{defaults, problem::{Problems, nearest}, reader::Reader, types::*};
+use super::{
+    defaults,
+    problem::{Problems, nearest},
+    reader::Reader,
+    types::*,
+};
 
 /// Parameters that name mirrored directories: PAR-063, PAR-064, PAR-066, PAR-067, PAR-068.
 const DIRECTORY_PARAMETERS: [u16; 5] = [63, 64, 66, 67, 68];
@@ -135,12 +140,13 @@ fn api(r: &mut Reader) -> Api {
             .ok_or("must be an address with a port, IPv6 in brackets")
     });
     let token_file = r.path("api.token_file", defaults::TOKEN_FILE);
-    let token_file = token_file.or_else(|| http.map(|_| PathBuf::from(defaults::TOKEN_FILE)));
-    if let (Some(_), Some(file)) = (http, &token_file) {
-        if let Err(why) = read_token(file) {
-            let hint = format!("head -c 32 /dev/urandom | base64 >{}, mode 0600; or remove api.http", file.display());
-            r.problem("api.token_file", &format!("\"{}\"", file.display()), &why, &hint);
-        }
+    // Without TCP nobody reads it.
+    let token_file = http.map(|_| token_file.unwrap_or_else(|| PathBuf::from(defaults::TOKEN_FILE)));
+    if let Some(file) = &token_file
+        && let Err(why) = read_token(file)
+    {
+        let hint = format!("head -c 32 /dev/urandom | base64 >{}, mode 0600; or remove api.http", file.display());
+        r.problem("api.token_file", &format!("\"{}\"", file.display()), &why, &hint);
     }
     Api { socket, http, token_file, group: r.text("api.group", "\"ringpair\"") }
 }

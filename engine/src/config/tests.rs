@@ -331,7 +331,8 @@ fn http_needs_a_token() {
     std::fs::write(&file, "long-enough-0123456789\n").expect("written");
     let config = with(&["api.http=[::1]:3634", &key]).expect("valid");
     assert_eq!(config.api.token_file.as_deref(), Some(file.as_path()));
-    assert!(with(&["api.token_file=/no/such"]).is_ok(), "not read where http is not set");
+    let without = with(&["api.token_file=/no/such"]).expect("not read where http is not set");
+    assert_eq!(without.api.token_file, None);
 }
 
 #[test]

@@ -155,9 +155,9 @@ pub struct Storage {
 pub struct Api {
     /// The Unix socket.
     pub socket: PathBuf,
-    /// The TCP address, where set; `token` is set with it.
+    /// The TCP address, where set.
     pub http: Option<SocketAddr>,
-    /// The file that the token is read from.
+    /// The file that the token is read from ([`crate::config::read_token`]); `Some` exactly where `http` is.
     pub token_file: Option<PathBuf>,
     /// The group that may use the socket, beside root.
     pub group: Option<String>,
