@@ -249,7 +249,7 @@ fn answer_write(
         let active = Some(ActiveMember { name: "icserver1".into(), address: "10.60.0.2:3633".into() });
         return drop(write.reply.send(Err(Failure::NotActive { active })));
     }
-    let changes = match edit::resolve_all(&tree.snapshot(), &write.operations) {
+    let changes = match edit::resolve_all(&tree.snapshot(), write.operations) {
         Ok(changes) => changes,
         Err(error) => return drop(write.reply.send(Err(error.into()))),
     };
