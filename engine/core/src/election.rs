@@ -101,7 +101,7 @@ pub fn may_start_alone(p: &Persisted, policy: FailSafeStart, force_backup: bool)
     if p.history.is_none() {
         return Err("the storage is empty, and no peer answers. Try: start the peer, or run --bootstrap on A".into());
     }
-    if !p.complete {
+    if !p.is_whole() {
         return Err("the own copy is not whole, and no peer answers. Try: start the peer".into());
     }
     if force_backup {
@@ -179,7 +179,7 @@ impl Node {
             yours: self.p.peer_epoch,
             position: self.journal.end,
             last_role: self.p.last_role,
-            complete: self.p.complete,
+            complete: self.p.is_whole(),
             eligible: !self.config.force_backup && !self.rolled_back && self.journal.failed.is_none(),
             held: self.held_stored,
             released: self.p.released,
@@ -221,7 +221,7 @@ impl Node {
                 if epoch > self.p.highest_epoch {
                     self.meet_epoch(epoch, "the peer's announcement");
                 }
-                if epoch == self.p.highest_epoch && epoch.owner() == Some(self.config.member.peer()) {
+                if self.accepts(epoch) {
                     self.adopt_leader(epoch, history);
                 }
             }
@@ -259,9 +259,7 @@ impl Node {
         }
         if role == Role::Active {
             match history {
-                Some(history) if epoch == self.p.highest_epoch && epoch.owner() == Some(self.config.member.peer()) => {
-                    self.adopt_leader(epoch, history);
-                }
+                Some(history) if self.accepts(epoch) => self.adopt_leader(epoch, history),
                 _ => self.announce(),
             }
             return;
@@ -305,6 +303,11 @@ impl Node {
             self.step_down("its peer's journal outreaches its own within the term");
             self.persist(After::Nothing);
         }
+    }
+
+    /// Whether the peer may be active in this epoch: a lower one than the highest seen is refused (protocol §2).
+    pub(crate) fn accepts(&self, epoch: Epoch) -> bool {
+        epoch >= self.p.highest_epoch && epoch.owner() == Some(self.config.member.peer())
     }
 
     /// A higher epoch is met: whoever is active below it steps down, and rights below it end (protocol §2, §3).

@@ -81,7 +81,7 @@ impl Node {
     /// gives it back.
     pub(crate) fn on_grant(&mut self, from: Channel, id: GrantId, through: Seq) {
         let follows = self.leader.as_ref().is_some_and(|leader| leader.epoch == id.epoch && leader.streams());
-        let whole = self.p.complete && self.p.last_role != Role::Active && self.journal.failed.is_none();
+        let whole = self.p.is_whole() && self.p.last_role != Role::Active && self.journal.failed.is_none();
         match self.p.right {
             Right::Held(held) if held >= id => {}
             Right::GivenBack(given) if given == id => self.repeat_give_back(from),

@@ -138,7 +138,7 @@ impl Node {
         if beat.highest_epoch > self.p.highest_epoch {
             self.meet_epoch(beat.highest_epoch, "a heartbeat");
         }
-        if beat.epoch < self.p.highest_epoch && beat.role == Role::Active {
+        if beat.role == Role::Active && !self.accepts(beat.epoch) {
             return self.refuse_epoch(beat.epoch);
         }
         match beat.role {

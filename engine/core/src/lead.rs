@@ -120,13 +120,12 @@ impl Node {
     }
 
     pub(crate) fn on_frame_closed(&mut self, frame: &FrameMeta) {
-        let Some(office) = &mut self.office else { return };
+        let Some(office) = &self.office else { return };
         let end = self.journal.end;
         assert!(
             frame.epoch == office.epoch && frame.first.0 == end.seq.0 + 1 && frame.prev == end.chain,
             "frames are closed in the order of their numbers: {frame:?} after {end:?}"
         );
-        office.next_seq = office.next_seq.max(Seq(frame.end.seq.0 + 1));
         self.journal.end = frame.end;
     }
 

@@ -89,6 +89,12 @@ impl Persisted {
             && self.released != Some(self.own_epoch)
     }
 
+    /// Whether this copy may serve: whatever elects, promotes or grants asks here.
+    #[must_use]
+    pub const fn is_whole(&self) -> bool {
+        self.complete
+    }
+
     /// The grant that is out, if any.
     #[must_use]
     pub const fn out(&self) -> Option<GrantId> {

@@ -78,7 +78,7 @@ impl Node {
         if self.p.history.is_none() {
             return self.report_once(EventCode::Promotion, "not promoted: the storage is empty".into());
         }
-        if !self.p.complete && !basis.forced {
+        if !self.p.is_whole() && !basis.forced {
             return self.report_once(EventCode::Promotion, "not promoted: the own copy is not whole".into());
         }
         self.note(format!("decision: {}", basis.sentence));
@@ -170,7 +170,7 @@ impl Node {
         lease.link_factor = ringpair_wire::heartbeat::LINK_FACTOR_ONE;
         self.office = Some(Office {
             epoch,
-            next_seq: Seq(start.after.seq.0 + 1),
+            next_seq: Seq(start.after.seq.0 + 2), // the epoch's own record comes first
             serving: false,
             ready: false,
             commence_at: None,

@@ -106,7 +106,7 @@ impl Node {
             PairMode::Manual => "manual mode: only an operator switches (SM-129)",
             PairMode::UpgradeHigher | PairMode::UpgradeLower => "upgrade state: only an operator switches (SM-091)",
             _ if self.config.force_backup => "--force-backup: only an operator switches (SM-058)",
-            _ if !self.p.complete => "the own copy is not whole",
+            _ if !self.p.is_whole() => "the own copy is not whole",
             _ if self.held_stored.is_none() => "the active has not granted the right to promote, or it was given back",
             _ if self.isolated == Some(true) => "isolated: the own network check fails (SM-128)",
             _ if self.p.last_role == Role::Active => "the archive of what it had alone is not written yet",
@@ -180,7 +180,7 @@ impl Node {
         if (manual || self.config.force_backup) && !controlled {
             return self.report(EventCode::Release, "not promoted on the release: only an operator switches".into());
         }
-        if !self.p.complete {
+        if !self.p.is_whole() {
             return self.report(EventCode::Release, "not promoted on the release: the own copy is not whole".into());
         }
         let reason = if controlled { SwitchReason::Operator } else { SwitchReason::EpochReleased };
