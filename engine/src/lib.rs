@@ -9,5 +9,6 @@ pub mod journal;
 pub mod keys;
 pub mod mirror;
 pub mod ring;
+pub mod stream;
 pub mod supervisor;
 pub mod transport;

@@ -4,19 +4,20 @@
 //! record is applied while a content it refers to is missing, unless this member must serve without it (a promoted
 //! member that nobody can give it). Never: a refusal of what is history already — it was validated before it became that.
 
-use std::{collections::VecDeque, sync::Arc};
+use std::collections::VecDeque;
 
 use ringpair_core::input::FrameMeta;
 use ringpair_wire::{
     compress::Decompressor,
     ds::{Change, ContentId, Value},
     frame::{CheckedFrame, FrameError},
-    id::{Epoch, Position, Seq, Version},
+    id::{Position, Seq, Version},
     record::Record,
 };
 
+use super::changes::Changes;
 use crate::{
-    ds::{content::ContentStore, tree::Tree},
+    ds::{ContentStore, Tree, TreeSnapshot},
     ring::Shared,
 };
 
@@ -40,7 +41,7 @@ pub struct MissingContents {
 #[derive(Debug)]
 pub struct Applier {
     tree: Tree,
-    contents: Arc<ContentStore>,
+    contents: ContentStore,
     expander: Decompressor,
     waiting: VecDeque<Waiting>,
     waiting_bytes: usize,
@@ -48,18 +49,14 @@ pub struct Applier {
     open: Vec<(Change, Version)>,
     /// The newest record that took effect.
     applied: Seq,
-    /// The newest record looked at: past `applied` only within an open transaction.
-    seen: Seq,
     missing: Option<MissingContents>,
     stopped: bool,
-    /// Counts what is applied, so that a subscriber notices without looking at the tree.
-    changed: bool,
 }
 
 impl Applier {
     /// An applier that goes on behind `tree`'s position.
     #[must_use]
-    pub fn new(tree: Tree, contents: Arc<ContentStore>) -> Self {
+    pub fn new(tree: Tree, contents: ContentStore) -> Self {
         let applied = tree.position().seq;
         Self {
             tree,
@@ -69,10 +66,8 @@ impl Applier {
             waiting_bytes: 0,
             open: Vec::new(),
             applied,
-            seen: applied,
             missing: None,
             stopped: false,
-            changed: true,
         }
     }
 
@@ -87,15 +82,27 @@ impl Applier {
         self.applied
     }
 
-    /// Whether anything was applied since the last call.
-    pub fn take_changed(&mut self) -> bool {
-        std::mem::take(&mut self.changed)
-    }
-
     /// Contents that hold up the applying.
     #[must_use]
     pub fn missing(&self) -> Option<&MissingContents> {
         self.missing.as_ref()
+    }
+
+    /// The position applied.
+    #[must_use]
+    pub fn position(&self) -> Position {
+        self.tree.position()
+    }
+
+    /// Whether [`turn`](Self::turn) would do anything.
+    #[must_use]
+    pub fn can_apply(&self, through: Seq) -> bool {
+        !self.stopped && self.missing.is_none() && self.waiting.front().is_some_and(|frame| frame.end.seq <= through)
+    }
+
+    /// The buffer that compressed frames are expanded into, for checking them.
+    pub fn expander(&mut self) -> &mut Decompressor {
+        &mut self.expander
     }
 
     /// Whether a transaction is open: its first records are known, its last is not.
@@ -112,19 +119,19 @@ impl Applier {
 
     /// Says that this member's own writer changed the tree through `position` (active).
     pub fn wrote_through(&mut self, position: Position) {
-        (self.applied, self.seen) = (position.seq, position.seq);
+        self.applied = position.seq;
         self.tree.advance(position);
-        self.changed = true;
     }
 
     /// Takes another state in one step (resynchronization): nothing that waited belongs to it.
-    pub fn replaced(&mut self, position: Position) {
+    pub fn replace(&mut self, state: TreeSnapshot) {
+        let position = state.position();
+        drop(self.tree.replace(state));
         self.waiting.clear();
         self.waiting_bytes = 0;
         self.open.clear();
         self.missing = None;
-        (self.applied, self.seen) = (position.seq, position.seq);
-        self.changed = true;
+        self.applied = position.seq;
     }
 
     /// Applies nothing until [`start`](Self::start).
@@ -135,12 +142,6 @@ impl Applier {
     /// Goes on.
     pub fn start(&mut self) {
         self.stopped = false;
-    }
-
-    /// Whether it is stopped.
-    #[must_use]
-    pub fn is_stopped(&self) -> bool {
-        self.stopped
     }
 
     /// Queues a checked frame that follows the last one.
@@ -163,7 +164,7 @@ impl Applier {
     ///
     /// # Errors
     /// A frame that was checked before does not hold records: the journal's bytes changed underneath.
-    pub fn turn(&mut self, through: Seq, budget_bytes: usize) -> Result<bool, FrameError> {
+    pub fn turn(&mut self, through: Seq, budget_bytes: usize, changes: &mut Changes) -> Result<bool, FrameError> {
         let mut budget = budget_bytes;
         let before = self.applied;
         while !self.stopped && budget > 0 {
@@ -173,7 +174,7 @@ impl Applier {
             if self.missing.is_some() {
                 break;
             }
-            self.apply_frame(&bytes, end)?;
+            self.apply_frame(&bytes, end, changes)?;
             self.waiting.pop_front();
             self.waiting_bytes -= bytes.len();
             budget = budget.saturating_sub(bytes.len());
@@ -186,19 +187,19 @@ impl Applier {
     ///
     /// # Errors
     /// As [`Self::turn`].
-    pub fn replay(&mut self, bytes: &[u8], end: Position) -> Result<(), FrameError> {
-        self.apply_frame(bytes, end)
+    pub fn replay(&mut self, bytes: &[u8], end: Position, changes: &mut Changes) -> Result<(), FrameError> {
+        self.apply_frame(bytes, end, changes)
     }
 
     /// Applies all waiting frames through `through`, whatever contents are missing (promotion: nobody else can say it).
     ///
     /// # Errors
     /// As [`Self::turn`].
-    pub fn replay_waiting(&mut self, through: Seq) -> Result<(), FrameError> {
+    pub fn replay_waiting(&mut self, through: Seq, changes: &mut Changes) -> Result<(), FrameError> {
         self.missing = None;
         while let Some(frame) = self.waiting.pop_front_if(|frame| frame.end.seq <= through) {
             self.waiting_bytes -= frame.bytes.len();
-            self.apply_frame(&frame.bytes, frame.end)?;
+            self.apply_frame(&frame.bytes, frame.end, changes)?;
         }
         self.waiting.clear();
         self.waiting_bytes = 0;
@@ -228,30 +229,35 @@ impl Applier {
         Ok(())
     }
 
-    fn apply_frame(&mut self, bytes: &[u8], end: Position) -> Result<(), FrameError> {
+    fn apply_frame(&mut self, bytes: &[u8], end: Position, changes: &mut Changes) -> Result<(), FrameError> {
         let frame = CheckedFrame::check(bytes)?;
         let epoch = frame.header().epoch();
         for record in frame.records(&mut self.expander)? {
             let (seq, record) = record?;
-            apply_record(&mut self.tree, &mut self.open, epoch, seq, record);
-            self.seen = seq;
+            if record.is_epoch() {
+                changes.note_epoch(epoch, seq);
+            }
+            apply_record(&mut self.tree, &mut self.open, changes, Version { epoch, seq }, record);
             if self.open.is_empty() {
                 self.applied = seq;
             }
         }
-        self.seen = end.seq;
         if self.open.is_empty() {
             self.applied = end.seq;
             self.tree.advance(end);
         }
-        self.changed = true;
         Ok(())
     }
 }
 
 /// Applies one record; the changes of an unfinished transaction gather in `open`.
-fn apply_record(tree: &mut Tree, open: &mut Vec<(Change, Version)>, epoch: Epoch, seq: Seq, record: Record) {
-    let version = Version { epoch, seq };
+fn apply_record(
+    tree: &mut Tree,
+    open: &mut Vec<(Change, Version)>,
+    changes: &mut Changes,
+    version: Version,
+    record: Record,
+) {
     match record {
         // A transaction never spans epochs: what its writer did not finish never takes effect.
         Record::Epoch(_) => open.clear(),
@@ -259,8 +265,10 @@ fn apply_record(tree: &mut Tree, open: &mut Vec<(Change, Version)>, epoch: Epoch
         Record::Ds { part, change } => {
             open.push((change, version));
             if part.is_last() {
+                let commit = version.seq;
                 for (change, version) in open.drain(..) {
-                    tree.apply(&change, version);
+                    let applied = tree.apply(&change, version);
+                    changes.note(version, commit, &change, &applied);
                 }
             }
         }

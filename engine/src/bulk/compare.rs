@@ -1,0 +1,140 @@
+//! Comparisons of the tree with the peer's by digests: to take the peer's state over, or to know what differs.
+//!
+//! Always: one comparison at a time, and one snapshot served; a cut lane ends a comparison with nothing changed.
+
+use std::collections::VecDeque;
+
+use ringpair_wire::{codec::Codec, id::Seq, resync::ResyncMessage};
+
+use super::link::{BulkEvent, DsVerdict, ResyncPurpose};
+use crate::{
+    api::backend::Difference,
+    ds::{
+        TreeSnapshot,
+        resync::{ResyncClient, ResyncIndex, ResyncServer},
+        tree::Difference as TreeDifference,
+    },
+};
+
+/// How many differences are handed on at most.
+const LISTED: usize = 1000;
+
+struct Run {
+    purpose: ResyncPurpose,
+    client: ResyncClient,
+    own: TreeSnapshot,
+}
+
+/// What is compared and what is served.
+#[derive(Default)]
+pub struct Comparisons {
+    run: Option<Run>,
+    server: Option<ResyncServer>,
+    /// The peer's `Begin` waits for a snapshot.
+    wanted: bool,
+    answers: VecDeque<ResyncMessage>,
+}
+
+impl Comparisons {
+    /// Begins a comparison; an earlier one ends.
+    pub fn begin(&mut self, purpose: ResyncPurpose, own: TreeSnapshot, connected: bool) -> Vec<BulkEvent> {
+        let mut events = self.abandon("another comparison was begun");
+        if !connected {
+            events.push(failed(purpose, "the bulk lane is down".into()));
+            return events;
+        }
+        let client = ResyncClient::new(ResyncIndex::build(&own));
+        self.run = Some(Run { purpose, client, own });
+        events
+    }
+
+    /// The snapshot that was wanted: from now on the peer compares with it.
+    pub fn serve(&mut self, snapshot: TreeSnapshot) {
+        let server = ResyncServer::new(ResyncIndex::build(&snapshot));
+        if std::mem::take(&mut self.wanted)
+            && let Ok(answer) = server.handle(&ResyncMessage::Begin)
+        {
+            self.answers.push_back(answer);
+        }
+        self.server = Some(server);
+    }
+
+    /// The lane was cut.
+    pub fn disconnected(&mut self) -> Vec<BulkEvent> {
+        (self.server, self.wanted) = (None, false);
+        self.answers.clear();
+        self.abandon("the bulk lane was cut")
+    }
+
+    fn abandon(&mut self, why: &str) -> Vec<BulkEvent> {
+        self.run.take().map(|run| failed(run.purpose, why.into())).into_iter().collect()
+    }
+
+    /// A message of the peer.
+    ///
+    /// # Errors
+    /// It is malformed or out of place: close the lane.
+    pub fn message(&mut self, bytes: &[u8]) -> Result<Vec<BulkEvent>, String> {
+        let message = ResyncMessage::from_bytes(bytes).map_err(|error| error.to_string())?;
+        if message.is_request() {
+            if message == ResyncMessage::Begin {
+                (self.server, self.wanted) = (None, true);
+                return Ok(vec![BulkEvent::SnapshotWanted]);
+            }
+            let server = self.server.as_ref().ok_or("a comparison that was not begun")?;
+            self.answers.push_back(server.handle(&message).map_err(|error| error.to_string())?);
+            return Ok(Vec::new());
+        }
+        let Some(run) = &mut self.run else { return Ok(Vec::new()) };
+        run.client.handle(message).map_err(|error| error.to_string())?;
+        if !run.client.is_done() {
+            return Ok(Vec::new());
+        }
+        Ok(self.run.take().map(finish).into_iter().collect())
+    }
+
+    /// The next message for the peer.
+    pub fn poll(&mut self) -> Option<ResyncMessage> {
+        self.answers.pop_front().or_else(|| self.run.as_mut()?.client.poll())
+    }
+}
+
+fn failed(purpose: ResyncPurpose, why: String) -> BulkEvent {
+    match purpose {
+        ResyncPurpose::Take(work) => BulkEvent::ResyncFailed(work, why),
+        ResyncPurpose::Verify(id) => BulkEvent::DsVerified(id, Err(why)),
+    }
+}
+
+fn finish(run: Run) -> BulkEvent {
+    let staged = match run.client.finish() {
+        Ok(staged) => staged,
+        Err(error) => return failed(run.purpose, error.to_string()),
+    };
+    match run.purpose {
+        ResyncPurpose::Take(work) => BulkEvent::Staged(work, Box::new(staged)),
+        ResyncPurpose::Verify(id) => BulkEvent::DsVerified(id, Ok(verdict(&run.own, staged.state()))),
+    }
+}
+
+/// What differs; a difference whose newest change one of the two has not reached yet is under way.
+fn verdict(own: &TreeSnapshot, peers: &TreeSnapshot) -> DsVerdict {
+    let reached = own.position().seq.min(peers.position().seq);
+    let mut verdict = DsVerdict { compared: own.len().max(peers.len()) as u64, ..DsVerdict::default() };
+    for difference in own.differences(peers) {
+        let (path, newest, what) = match difference {
+            TreeDifference::Added(entry) => (&entry.path, entry.version.seq, "missing on backup"),
+            TreeDifference::Removed(entry) => (&entry.path, entry.version.seq, "missing on active"),
+            TreeDifference::Changed { old, new } => {
+                (&new.path, old.version.seq.max(new.version.seq), "attributes, class or version")
+            }
+        };
+        if newest > reached && newest > Seq(0) {
+            verdict.changing.push(path.to_string());
+        } else if verdict.differences.len() < LISTED {
+            verdict.differences.push(Difference { kind: "ds".into(), path: path.to_string(), what: what.into() });
+        }
+    }
+    verdict.changing.truncate(LISTED);
+    verdict
+}

@@ -1,0 +1,228 @@
+//! The newest changes in order, for those who watch: what has taken effect, released once it is durable.
+//!
+//! Always: a watcher gets every change behind its cursor once, in order, none before its whole transaction has reached
+//! `durable` (or `local` while alone). Memory is bounded: the oldest changes give way, and a cursor behind them is
+//! refused with the point from which one can go on. Never: a wait for a watcher; one that does not read loses its
+//! stream and resumes from its cursor.
+
+use std::{collections::VecDeque, sync::Arc};
+
+use ringpair_wire::{
+    ds::{Change, DsPath},
+    id::{AckLevel, Epoch, Seq, Version},
+};
+use tokio::sync::mpsc;
+
+use crate::{
+    api::backend::{Failure, WatchChange, WatchRequest, WatchWhat},
+    ds::Applied,
+};
+
+/// How many changes are kept at most.
+const KEPT_CHANGES: usize = 100_000;
+
+#[derive(Debug)]
+struct Kept {
+    version: Version,
+    /// The last record of its transaction: with it the change takes effect.
+    commit: Seq,
+    what: WatchWhat,
+}
+
+#[derive(Debug)]
+struct Watcher {
+    path: DsPath,
+    /// The next record it has not been given.
+    next: Seq,
+    changes: mpsc::Sender<WatchChange>,
+}
+
+/// The changes kept, and who watches.
+#[derive(Debug)]
+pub struct Changes {
+    kept: VecDeque<Kept>,
+    /// The newest version that is not kept any more: a cursor must not lie before it.
+    floor: Version,
+    /// Each epoch behind the floor with its first record, in order: a cursor of a history that was left is recognised.
+    epochs: Vec<(Epoch, Seq)>,
+    watchers: Vec<Watcher>,
+}
+
+impl Changes {
+    /// Keeps what comes after `floor`.
+    #[must_use]
+    pub fn new(floor: Version) -> Self {
+        Self { kept: VecDeque::new(), floor, epochs: Vec::new(), watchers: Vec::new() }
+    }
+
+    /// Starts anew behind `floor` (the state was replaced): who watches has to begin again.
+    pub fn restart(&mut self, floor: Version) {
+        *self = Self::new(floor);
+    }
+
+    /// Notes that `epoch` begins with record `first`.
+    pub fn note_epoch(&mut self, epoch: Epoch, first: Seq) {
+        self.epochs.push((epoch, first));
+    }
+
+    /// Notes a change that took effect with record `commit`.
+    pub fn note(&mut self, version: Version, commit: Seq, change: &Change, applied: &Applied) {
+        let what = match (change, &applied.object) {
+            (_, Some(entry)) => WatchWhat::Object(Arc::new(entry.object().clone())),
+            (Change::Put { path, .. } | Change::Remove { path }, None) => WatchWhat::Removed(path.clone()),
+        };
+        self.kept.push_back(Kept { version, commit, what });
+        if self.kept.len() > KEPT_CHANGES
+            && let Some(gone) = self.kept.pop_front()
+        {
+            self.floor = gone.version;
+        }
+    }
+
+    /// Admits a watcher, or says from where it can go on.
+    ///
+    /// # Errors
+    /// [`Failure::Refused`] with code `unknown-cursor`.
+    pub fn admit(&self, from: Option<Version>, newest: Version) -> Result<Version, Failure> {
+        let Some(from) = from else { return Ok(newest) };
+        if (self.floor.seq..=newest.seq).contains(&from.seq) && self.epoch_at(from.seq) == from.epoch {
+            return Ok(from);
+        }
+        // The last record that both histories have: within the cursor's own epoch, or before the first later one.
+        let ended = self.epochs.iter().find(|(epoch, _)| *epoch > from.epoch).map_or(newest.seq.0, |(_, first)| first.0 - 1);
+        let seq = Seq(ended.min(from.seq.0).max(self.floor.seq.0));
+        let common = Version { epoch: self.epoch_at(seq), seq };
+        Err(Failure::refused(
+            "unknown-cursor",
+            format!("cursor {from} is not in this history as far as it is kept. Try: export, then watch from {common}"),
+        ))
+    }
+
+    fn epoch_at(&self, seq: Seq) -> Epoch {
+        self.epochs.iter().rev().find(|(_, first)| *first <= seq).map_or(self.floor.epoch, |(epoch, _)| *epoch)
+    }
+
+    /// Takes a watcher in behind `from`, which was admitted.
+    pub fn watch(&mut self, request: WatchRequest, newest: Version) {
+        match self.admit(request.from, newest) {
+            Err(refused) => drop(request.reply.send(Err(refused))),
+            Ok(from) => {
+                if request.reply.send(Ok(from)).is_ok() {
+                    let next = Seq(from.seq.0 + 1);
+                    self.watchers.push(Watcher { path: request.path, next, changes: request.changes });
+                }
+            }
+        }
+    }
+
+    /// Gives watchers everything through `through`, which has reached `level`.
+    pub fn release(&mut self, through: Seq, level: AckLevel, alone: bool) {
+        let kept = &self.kept;
+        self.watchers.retain_mut(|watcher| {
+            let first = kept.partition_point(|kept| kept.version.seq < watcher.next);
+            for kept in kept.range(first..).take_while(|kept| kept.commit <= through) {
+                if concerns(&kept.what, &watcher.path) {
+                    let change = WatchChange { version: kept.version, level, alone, what: kept.what.clone() };
+                    if watcher.changes.try_send(change).is_err() {
+                        return false;
+                    }
+                }
+                watcher.next = Seq(kept.version.seq.0 + 1);
+            }
+            !watcher.changes.is_closed()
+        });
+    }
+
+    /// Whether anybody watches.
+    #[must_use]
+    pub fn is_watched(&self) -> bool {
+        !self.watchers.is_empty()
+    }
+}
+
+fn concerns(what: &WatchWhat, path: &DsPath) -> bool {
+    match what {
+        WatchWhat::Object(object) => object.path.starts_with(path),
+        // A removal above the watched path takes it along.
+        WatchWhat::Removed(removed) => removed.starts_with(path) || path.starts_with(removed),
+    }
+}
+
+
+#[cfg(test)]
+mod tests {
+    use ringpair_wire::ds::Object;
+    use tokio::sync::oneshot;
+
+    use super::*;
+    use crate::ds::Entry;
+
+    const fn version(seq: u64) -> Version {
+        Version { epoch: Epoch(5), seq: Seq(seq) }
+    }
+
+    fn note(changes: &mut Changes, seq: u64, commit: u64, path: &str) {
+        let path = DsPath::parse(path).unwrap();
+        let object = Object { path: path.clone(), class: "".into(), attributes: Default::default(), version: version(seq) };
+        let applied = Applied { object: Some(Arc::new(Entry::new(object))), ..Applied::default() };
+        let change = Change::Put { path, class: None, replace: false, attributes: Vec::new() };
+        changes.note(version(seq), Seq(commit), &change, &applied);
+    }
+
+    fn watch(changes: &mut Changes, path: &str, from: u64, newest: u64) -> Result<mpsc::Receiver<WatchChange>, Failure> {
+        let (sender, receiver) = mpsc::channel(16);
+        let (reply, mut answer) = oneshot::channel();
+        let path = DsPath::parse(path).unwrap();
+        changes.watch(WatchRequest { path, from: Some(version(from)), changes: sender, reply }, version(newest));
+        answer.try_recv().unwrap().map(|_| receiver)
+    }
+
+    fn seen(receiver: &mut mpsc::Receiver<WatchChange>) -> Vec<u64> {
+        std::iter::from_fn(|| receiver.try_recv().ok()).map(|change| change.version.seq.0).collect()
+    }
+
+    #[test]
+    fn a_watcher_gets_what_is_durable_once_and_whole_transactions_only() {
+        let mut changes = Changes::new(version(0));
+        note(&mut changes, 1, 1, "/a/x");
+        note(&mut changes, 2, 3, "/a/y");
+        note(&mut changes, 3, 3, "/b");
+        let mut all = watch(&mut changes, "/", 0, 3).unwrap();
+        let mut below = watch(&mut changes, "/a", 1, 3).unwrap();
+        changes.release(Seq(2), AckLevel::Durable, false);
+        assert_eq!(seen(&mut all), [1], "record 2 takes effect with record 3");
+        changes.release(Seq(3), AckLevel::Durable, false);
+        changes.release(Seq(3), AckLevel::Durable, false);
+        assert_eq!(seen(&mut all), [2, 3]);
+        assert_eq!(seen(&mut below), [2], "behind its cursor and below its path only");
+    }
+
+    #[test]
+    fn an_unknown_cursor_is_refused_with_the_common_point() {
+        let mut changes = Changes::new(version(10));
+        note(&mut changes, 11, 11, "/a");
+        note(&mut changes, 12, 12, "/a");
+        assert!(watch(&mut changes, "/", 10, 12).is_ok());
+        let Err(Failure::Refused { code, message, .. }) = watch(&mut changes, "/", 9, 12) else { panic!("taken") };
+        assert_eq!(code, "unknown-cursor");
+        assert!(message.contains("5:10"), "{message}");
+        changes.note_epoch(Epoch(7), Seq(13));
+        let newest = Version { epoch: Epoch(7), seq: Seq(13) };
+        assert_eq!(changes.admit(Some(newest), newest), Ok(newest), "the record that begins an epoch is a cursor too");
+        let left = Version { epoch: Epoch(5), seq: Seq(99) };
+        let Err(Failure::Refused { message, .. }) = changes.admit(Some(left), newest) else { panic!("taken") };
+        assert!(message.contains("5:12"), "{message}");
+    }
+
+    #[test]
+    fn a_watcher_that_does_not_read_loses_its_stream() {
+        let mut changes = Changes::new(version(0));
+        let mut receiver = watch(&mut changes, "/", 0, 0).unwrap();
+        for seq in 1..=20 {
+            note(&mut changes, seq, seq, "/a");
+        }
+        changes.release(Seq(20), AckLevel::Durable, false);
+        assert!(!changes.is_watched());
+        assert_eq!(seen(&mut receiver).len(), 16, "what fitted stays readable; the cursor tells where to go on");
+    }
+}

@@ -1,0 +1,142 @@
+//! What the bulk thread is told, and what it says.
+//!
+//! Its role follows the core's: source while active, sink while backup, idle otherwise. Never: an order that the core
+//! has not decided.
+
+use ringpair_core::{Completion, Instant};
+use ringpair_wire::{
+    codec::Codec,
+    control::Role,
+    id::Position,
+    lane::MessageKind,
+};
+
+use super::{BulkTold, Stream};
+use crate::{
+    api::events::Event,
+    bulk::link::{BulkCommand, BulkEvent},
+    mirror::{MAX_PROBLEMS, MirrorMessage, SinkReport},
+};
+
+/// How many bytes of announcements may wait on the ds lane.
+const ANNOUNCE_BELOW_BYTES: usize = 4 << 20;
+
+impl Stream {
+    /// Tells the bulk thread what has changed of role, roots and lane.
+    pub(super) fn direct_bulk(&mut self, now: Instant) {
+        let Some(status) = self.node.status(now) else { return };
+        let role = status.role;
+        let lane = self.lanes.data_path().filter(|_| role != Role::None).map(|path| (path, role == Role::Backup));
+        if lane != self.bulk_told.lane {
+            let (path, dial) = lane.map_or((None, false), |(path, dial)| (Some(path), dial));
+            self.bulk.send(BulkCommand::Lane { path, dial });
+            self.bulk_told.lane = lane;
+        }
+        if (role, status.epoch) != (self.bulk_told.role, self.bulk_told.epoch) {
+            let roots = if role == Role::Active { self.roots() } else { self.bulk_told.roots.clone() };
+            self.bulk.send(match role {
+                Role::Active => BulkCommand::BecomeActive { epoch: status.epoch, roots: roots.clone() },
+                Role::Backup => BulkCommand::BecomeBackup { epoch: status.epoch, archive: self.file_archive.take() },
+                Role::None => BulkCommand::BecomeIdle,
+            });
+            self.bulk_told = BulkTold { role, epoch: status.epoch, roots, lane };
+            self.parameters_at = self.applier.tree().snapshot().get(&crate::ds::params::path()).cloned();
+        }
+        self.parameters_changed();
+    }
+
+    /// CustomMirrorDir takes effect at once (PAR-007, REP-031).
+    fn parameters_changed(&mut self) {
+        let entry = self.applier.tree().snapshot().get(&crate::ds::params::path()).cloned();
+        let same = match (&entry, &self.parameters_at) {
+            (Some(new), Some(old)) => std::sync::Arc::ptr_eq(new, old),
+            (None, None) => true,
+            _ => false,
+        };
+        if same {
+            return;
+        }
+        self.parameters_at = entry;
+        let roots = self.roots();
+        if roots != self.bulk_told.roots {
+            if self.bulk_told.role == Role::Active {
+                self.bulk.send(BulkCommand::Roots(roots.clone()));
+            }
+            self.bulk_told.roots = roots;
+        }
+    }
+
+    /// Takes what the bulk thread says, as far as the ds lane has room for announcements.
+    pub(super) fn hear_bulk(&mut self, now: Instant) {
+        loop {
+            if let Some(conn) = self.lanes.conn(ringpair_core::input::Channel::Ds)
+                && self.transport.queued_bytes(conn) > ANNOUNCE_BELOW_BYTES
+            {
+                return;
+            }
+            let Some(event) = self.bulk.receive() else { return };
+            self.bulk_event(event, now);
+        }
+    }
+
+    fn bulk_event(&mut self, event: BulkEvent, now: Instant) {
+        match event {
+            BulkEvent::Announce(message) => self.announce(&message),
+            BulkEvent::Settled(work, report) => {
+                self.pending.bulk.settle = None;
+                let (renamed, missing) = (report.finished, report.missing_count);
+                self.files_settled(&report);
+                self.node.handle_completion(now, Completion::FilesSettled { work, renamed, missing });
+            }
+            BulkEvent::BarrierDone(id, unreplicated) => self.barrier_done(id, unreplicated, now),
+            BulkEvent::FilesVerified(id, differences) => self.files_verified(id, *differences),
+            BulkEvent::DsVerified(id, result) => self.ds_verified(id, result),
+            BulkEvent::ContentStored => self.applier.content_stored(),
+            BulkEvent::SnapshotWanted => {
+                self.snapshot_wanted = Some(self.applier.tree().snapshot());
+                self.serve_snapshot(self.journal.synced());
+            }
+            BulkEvent::Staged(work, staged) => self.staged(work, &staged),
+            BulkEvent::ResyncFailed(work, why) => {
+                if self.resync.as_ref().is_some_and(|run| run.is(work)) {
+                    self.resync_failed(&why, now);
+                }
+            }
+            BulkEvent::Mirror(status) => self.mirror = *status,
+            BulkEvent::MirrorFailed(why) => self.warn("mirror", why),
+            BulkEvent::Lane(dscp) => self.bulk_dscp = dscp,
+        }
+    }
+
+    fn announce(&mut self, message: &MirrorMessage) {
+        // Without a ds lane the announcement is void: the next session compares everything.
+        if let Some(conn) = self.lanes.conn(ringpair_core::input::Channel::Ds) {
+            let bytes = message.to_bytes();
+            if let Err(error) = self.transport.send(conn, MessageKind::Announce, &[&bytes]) {
+                tracing::warn!(%error, "an announcement could not be queued; the ds lane is closed");
+                self.transport.close(conn, std::time::Instant::now());
+            }
+        }
+    }
+
+    fn files_settled(&mut self, report: &SinkReport) {
+        if report.missing_count == 0 && report.complete {
+            return;
+        }
+        let named = report.missing.iter().take(MAX_PROBLEMS).map(ToString::to_string).collect::<Vec<_>>().join(", ");
+        let whole = if report.complete { "" } else { "the first synchronization of files had not ended; " };
+        let text = format!("{whole}{} announced files are missing or stale: {named}", report.missing_count);
+        self.warn("files-missing", text.clone());
+        self.events.append(Event::new("promotion", self.node.epoch().0, text).of_switch(self.node.epoch().0));
+    }
+
+    /// Gives the bulk thread the snapshot that it wants, once its position is synced here.
+    pub(super) fn serve_snapshot(&mut self, synced: Position) {
+        let serves = self.serve_resync || self.bulk_told.role == Role::Backup;
+        if let Some(snapshot) = self.snapshot_wanted.take_if(|wanted| wanted.position().seq <= synced.seq)
+            && serves
+        {
+            self.bulk.send(BulkCommand::Serve(snapshot));
+        }
+    }
+}

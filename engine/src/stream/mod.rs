@@ -1,0 +1,615 @@
+//! The stream thread: one driver, the core, the ping and ds lanes, the journal and the tree's writer.
+//!
+//! The loop feeds the core with what happened, carries out what it decides, and decides nothing itself. Always: one
+//! system call a turn; the lease is checked in the turn that answers; a frame's bytes go to the journal and to the peer
+//! as they are. Never: a wait for anything but the driver.
+
+mod applier;
+mod changes;
+mod clock;
+mod direct;
+mod effects;
+mod feed;
+mod jobs;
+mod lanes;
+mod receive;
+mod report;
+mod requests;
+mod storage;
+mod verify;
+mod writes;
+
+use std::{
+    collections::HashMap,
+    io,
+    sync::Arc,
+    time::{Duration, Instant as StdInstant},
+};
+
+use crossbeam::channel::Receiver;
+use ringpair_core::{
+    Completion as CoreCompletion, Config as CoreConfig, Instant, Node, Persisted,
+    input::{Command, CommandToken, WorkToken},
+    supervisor::{WorkerRole, WorkerStatus},
+};
+use ringpair_wire::{
+    control::Role,
+    id::{Epoch, Position, Seq},
+    lane::PathKind,
+};
+
+pub use self::{applier::Applier, clock::now, storage::ControlWriter};
+use self::{changes::Changes, feed::Feed, jobs::Jobs, lanes::Lanes, requests::Pending, verify::Verifier, writes::Writes};
+use crate::{
+    api::{
+        backend::{Request, SwitchDone},
+        events::{Event, EventLog},
+        status::{DivergenceSummary, IoStatus, StatusCell, Warning},
+    },
+    bulk::link::{BulkCommand, StreamSide},
+    config::Config,
+    ds::{ContentStore, Entry, TreeSnapshot, archive::DivergenceArchive, store::{Checkpointer, StateStore}},
+    hooks::Hooks,
+    journal::{Journal, JournalEvent},
+    mirror::{ArchiveFiles, MirrorStatus, RootSet},
+    ring::{Completion, Driver, Fd, Op, Token},
+    supervisor::link::{FromWorker, Link, Received, ToWorker},
+    transport::Transport,
+};
+
+/// How often the status is published at most, while nothing but heartbeats happens.
+const PUBLISH_EVERY: Duration = Duration::from_millis(100);
+/// How many bytes of frames are applied in one turn before the loop looks at its sockets again.
+const APPLY_BYTES_A_TURN: usize = 256 << 10;
+/// Writes are refused while so many bytes wait for the journal: less than it takes, so that every frame closed fits.
+const APPEND_BELOW_BYTES: usize = 4 << 20;
+/// How many requests are taken in one turn.
+const REQUESTS_A_TURN: usize = 1024;
+/// How many turns are spent on reading the sockets dry after a pause.
+const DRAIN_TURNS: usize = 64;
+
+/// Kinds of the loop's own operations.
+mod op_kind {
+    /// The link to the supervisor is readable.
+    pub const LINK: u8 = 1;
+    /// The control file was written.
+    pub const CONTROL: u8 = 2;
+}
+
+/// What the loop is made of; everything is opened before it starts.
+pub struct Parts {
+    /// The configuration.
+    pub config: Arc<Config>,
+    /// The core's view of it.
+    pub core: CoreConfig,
+    /// This thread's driver.
+    pub driver: Driver,
+    /// The lanes.
+    pub transport: Transport,
+    /// The journal.
+    pub journal: Journal,
+    /// The core, not started.
+    pub node: Node,
+    /// What the core is started with.
+    pub start: ringpair_core::Start,
+    /// The control file.
+    pub control: ControlWriter,
+    /// The state, brought forward through the journal.
+    pub applier: Applier,
+    /// Large values.
+    pub contents: ContentStore,
+    /// Keeps the state behind the journal.
+    pub store: StateStore,
+    /// The divergence archive.
+    pub archive: DivergenceArchive,
+    /// The bulk thread.
+    pub bulk: StreamSide,
+    /// Requests of the API.
+    pub requests: Receiver<Request>,
+    /// The event log.
+    pub events: EventLog,
+    /// Where the status goes.
+    pub status: StatusCell,
+    /// The hooks.
+    pub hooks: Hooks,
+    /// The supervisor; closed: it has died.
+    pub link: Link,
+    /// Warnings of the start (damaged storage, keys that expire).
+    pub warnings: Vec<Warning>,
+}
+
+/// The loop.
+pub struct Stream {
+    config: Arc<Config>,
+    core: CoreConfig,
+    driver: Driver,
+    transport: Transport,
+    journal: Journal,
+    node: Node,
+    control: ControlWriter,
+    applier: Applier,
+    changes: Changes,
+    contents: ContentStore,
+    checkpoints: Checkpointer,
+    archive: DivergenceArchive,
+    divergence: DivergenceSummary,
+    lanes: Lanes,
+    feed: Feed,
+    writes: Writes,
+    pending: Pending,
+    verifier: Verifier,
+    bulk: StreamSide,
+    bulk_told: BulkTold,
+    /// Where files go that the next session of the mirror overwrites.
+    file_archive: Option<Box<dyn ArchiveFiles>>,
+    mirror: MirrorStatus,
+    bulk_dscp: Option<u8>,
+    requests: Receiver<Request>,
+    events: EventLog,
+    status: StatusCell,
+    hooks: Hooks,
+    jobs: Jobs,
+    link: Link,
+    link_fd: Fd,
+    told_supervisor: Option<WorkerStatus>,
+    last_turn_told: Instant,
+    turns: u64,
+    io: IoStatus,
+    warnings: Vec<Warning>,
+    persisted: Persisted,
+    published: Instant,
+    /// Since when records wait for the backup.
+    lagging_since: Option<Instant>,
+    serve_resync: bool,
+    /// A snapshot that the bulk thread wants and that is not synced yet.
+    snapshot_wanted: Option<TreeSnapshot>,
+    /// The parameters as the bulk thread was last told of them.
+    parameters_at: Option<Arc<Entry>>,
+    /// For how long the last controlled switch accepted no writes.
+    switch_pause_ms: Option<u64>,
+    /// A resynchronization under way: what it takes over.
+    resync: Option<storage::ResyncRun>,
+    fill_parameters: bool,
+    ready_said: bool,
+    /// What a resynchronization takes over once it is saved.
+    staged_state: Option<TreeSnapshot>,
+    last_checkpoint: Instant,
+    storage_failed: Option<String>,
+    drain: Option<usize>,
+    exit: Option<Ending>,
+    completions: Vec<Completion>,
+    journal_events: Vec<JournalEvent>,
+}
+
+/// What the bulk thread was told last.
+#[derive(Clone, Debug, Default, PartialEq)]
+struct BulkTold {
+    role: Role,
+    epoch: Epoch,
+    roots: RootSet,
+    lane: Option<(PathKind, bool)>,
+}
+
+/// How the loop ended.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Ending {
+    /// In order: asked to.
+    Stopped,
+    /// The driver is of no more use.
+    Failed,
+}
+
+impl Stream {
+    /// A loop over what was opened.
+    ///
+    /// # Errors
+    /// The link's descriptor cannot be duplicated.
+    pub fn new(parts: Parts) -> io::Result<Self> {
+        use std::os::fd::AsFd;
+        let link_fd = Fd::new(parts.link.as_fd().try_clone_to_owned()?);
+        let report = parts.driver.report();
+        let io = IoStatus { driver: report.driver.into(), features: report.features.clone(), why: report.why.clone() };
+        let batch = parts.config.batch;
+        let writes = Writes::new(
+            batch.max_bytes as usize,
+            batch.max_records as usize,
+            crate::config::wire_compression(parts.config.compression.ds),
+        );
+        let applied = parts.applier.position();
+        let persisted = parts.start.persisted.clone().unwrap_or_default();
+        let jobs = Jobs::new(parts.driver.waker());
+        let mut stream = Self {
+            changes: Changes::new(ringpair_wire::id::Version { epoch: applied.epoch, seq: applied.seq }),
+            divergence: storage::summary(&parts.archive),
+            lanes: Lanes::new(parts.core.heartbeat / 2),
+            feed: Feed::new(parts.journal.reader()),
+            pending: Pending::default(),
+            verifier: Verifier::default(),
+            bulk_told: BulkTold::default(),
+            file_archive: None,
+            mirror: MirrorStatus::default(),
+            bulk_dscp: None,
+            told_supervisor: None,
+            last_turn_told: Instant(0),
+            turns: 0,
+            published: Instant(0),
+            lagging_since: None,
+            serve_resync: false,
+            snapshot_wanted: None,
+            parameters_at: None,
+            switch_pause_ms: None,
+            resync: None,
+            fill_parameters: false,
+            ready_said: false,
+            staged_state: None,
+            last_checkpoint: now(),
+            storage_failed: None,
+            drain: None,
+            exit: None,
+            completions: Vec::new(),
+            journal_events: Vec::new(),
+            link_fd,
+            io,
+            writes,
+            persisted,
+            config: parts.config,
+            core: parts.core,
+            driver: parts.driver,
+            transport: parts.transport,
+            journal: parts.journal,
+            node: parts.node,
+            control: parts.control,
+            applier: parts.applier,
+            contents: parts.contents,
+            checkpoints: Checkpointer::start(parts.store, jobs.checkpoints()).map_err(io::Error::other)?,
+            archive: parts.archive,
+            jobs,
+            bulk: parts.bulk,
+            requests: parts.requests,
+            events: parts.events,
+            status: parts.status,
+            hooks: parts.hooks,
+            link: parts.link,
+            warnings: parts.warnings,
+        };
+        stream.watch_link();
+        stream.node.start(now(), parts.start);
+        Ok(stream)
+    }
+
+    /// Turns until the member ends.
+    pub fn run(mut self) -> Ending {
+        loop {
+            if let Err(error) = self.turn() {
+                tracing::error!(%error, "the stream thread's driver failed");
+                return Ending::Failed;
+            }
+            if let Some(ending) = self.exit {
+                self.bulk.send(BulkCommand::Stop);
+                return ending;
+            }
+        }
+    }
+
+    /// One turn: wait, take what happened, decide, carry out, send.
+    fn turn(&mut self) -> io::Result<()> {
+        let wait = self.wait();
+        let mut completions = std::mem::take(&mut self.completions);
+        self.driver.turn(wait, &mut completions)?;
+        let now = now();
+        // First of all, so that the core notices a pause of its own before it hears anything (protocol §5).
+        self.node.handle_timeout(now);
+        for completion in completions.drain(..) {
+            self.complete(completion, now);
+        }
+        self.completions = completions;
+        self.pump_transport();
+        self.take_events(now);
+        self.hear_supervisor();
+        self.hear_bulk(now);
+        self.hear_jobs(now);
+        self.carry_out(now);
+        self.take_requests(now);
+        self.carry_out(now);
+        self.apply(now);
+        self.carry_out(now);
+        self.feed_peer(now);
+        self.dial(now);
+        self.housekeeping(now);
+        self.pump_transport();
+        self.journal.pump(&mut self.driver);
+        self.control.pump(&mut self.driver);
+        self.bulk.flush();
+        Ok(())
+    }
+
+    /// How long the driver may wait.
+    fn wait(&mut self) -> Option<Duration> {
+        if self.has_work() {
+            return Some(Duration::ZERO);
+        }
+        let (now, std_now) = (now(), StdInstant::now());
+        let until = |at: Instant| at.since(now);
+        [
+            self.node.next_timeout().map(until),
+            self.lanes.next_timeout(self.dials_ds()).map(until),
+            self.transport.next_timeout(std_now),
+            self.writes.next_timeout(std_now),
+            self.pending.next_timeout(std_now),
+            self.verifier.next_timeout(std_now),
+            // The supervisor must hear of a turn every H/2.
+            Some(until(self.last_turn_told.plus(self.core.heartbeat / 2))),
+        ]
+        .into_iter()
+        .flatten()
+        .min()
+    }
+
+    /// Whether a turn has something to do without any completion.
+    fn has_work(&self) -> bool {
+        self.drain.is_some() || !self.requests.is_empty() || self.applier.can_apply(self.applicable())
+    }
+
+    /// Through which record the applier may go: a backup applies what is written.
+    fn applicable(&self) -> Seq {
+        self.journal.written().seq
+    }
+
+    fn complete(&mut self, completion: Completion, now: Instant) {
+        match completion.token.owner() {
+            Token::TRANSPORT => self.transport.on_completion(&mut self.driver, completion, StdInstant::now()),
+            Token::JOURNAL => {
+                let mut events = std::mem::take(&mut self.journal_events);
+                self.journal.on_completion(completion, &mut events);
+                for event in events.drain(..) {
+                    self.journal_event(event, now);
+                }
+                self.journal_events = events;
+            }
+            _ if completion.token.kind() == op_kind::CONTROL => {
+                if let Some(done) = self.control.on_completion(completion) {
+                    self.node.handle_completion(now, done);
+                }
+            }
+            _ => self.watch_link(),
+        }
+    }
+
+    fn journal_event(&mut self, event: JournalEvent, now: Instant) {
+        let completion = match event {
+            JournalEvent::Written(position) => CoreCompletion::Written(position),
+            JournalEvent::Synced(position) => {
+                self.serve_snapshot(position);
+                CoreCompletion::Synced(position)
+            }
+            JournalEvent::Failed { error } => {
+                self.storage_failed = Some(error.to_string());
+                CoreCompletion::SyncFailed(error.to_string())
+            }
+            JournalEvent::NoRoom { error } => {
+                self.warn("journal-no-room", format!("{error}. Try: make room in {}", self.config.storage.dir.display()));
+                CoreCompletion::JournalFull(error.to_string())
+            }
+            JournalEvent::Room => {
+                self.unwarn("journal-no-room");
+                return;
+            }
+        };
+        self.node.handle_completion(now, completion);
+    }
+
+    fn pump_transport(&mut self) {
+        self.transport.pump(&mut self.driver, StdInstant::now());
+    }
+
+    fn dials_ds(&self) -> bool {
+        self.bulk_told.role != Role::Active
+    }
+
+    fn dial(&mut self, now: Instant) {
+        let ds = self.dials_ds();
+        for (lane, path) in self.lanes.due(now, ds) {
+            if self.transport.dial(lane, path, StdInstant::now()).is_err() {
+                self.lanes.dial_failed(lane, path, now);
+            }
+        }
+    }
+
+    /// Asks to be told when the supervisor says something.
+    fn watch_link(&mut self) {
+        let token = Token::new(Token::LOOP, op_kind::LINK, 0);
+        if self.driver.submit(token, Op::PollReadable { fd: self.link_fd.clone() }).is_err() {
+            tracing::error!("no room to watch the supervisor's link");
+        }
+    }
+
+    fn hear_supervisor(&mut self) {
+        loop {
+            match self.link.receive::<ToWorker>() {
+                Ok(Received::Message(ToWorker::Stop)) => self.stop("SIGTERM"),
+                Ok(Received::Message(ToWorker::Reload)) => {
+                    self.events.append(Event::new("start", self.node.epoch().0, "SIGHUP: keys are read again"));
+                    self.reload_keys();
+                }
+                Ok(Received::Message(ToWorker::Start(_) | ToWorker::Pong(_))) => {}
+                Ok(Received::Empty) => return,
+                // Its supervisor is dead: refuse writes, discontinue, release, end (protocol §7).
+                Ok(Received::Eof) => return self.stop("the supervisor is gone"),
+                Err(error) => {
+                    tracing::error!(%error, "the supervisor's link");
+                    return self.stop("the link to the supervisor failed");
+                }
+            }
+        }
+    }
+
+    fn reload_keys(&mut self) {
+        match crate::worker::identity(&self.config) {
+            Ok(Some(identity)) => {
+                if let Err(error) = self.transport.set_identity(identity) {
+                    self.warn("keys", error.to_string());
+                }
+            }
+            Ok(None) => {}
+            Err(error) => self.warn("keys", error.to_string()),
+        }
+    }
+
+    /// Stops in a controlled way, once.
+    fn stop(&mut self, why: &str) {
+        if !self.pending.stopping {
+            self.pending.stopping = true;
+            self.events.append(Event::new("start", self.node.epoch().0, format!("stopping: {why}")));
+            let token = self.pending.token();
+            self.node.handle_command(now(), token, Command::Stop);
+        }
+    }
+
+    /// Tells the supervisor what this worker is, and that it turns.
+    fn tell_supervisor(&mut self, now: Instant) {
+        let Some(status) = self.node.status(now) else { return };
+        let told = WorkerStatus {
+            role: match status.role {
+                Role::None => WorkerRole::None,
+                Role::Active => WorkerRole::Active,
+                Role::Backup => WorkerRole::Backup,
+            },
+            epoch: status.epoch,
+            right: status.right.map(|grant| grant.number),
+            alone: status.alone,
+            position: Position::default(),
+            lease_ms: u32::try_from(status.lease.as_millis()).unwrap_or(u32::MAX),
+        };
+        let mut say = |message: &FromWorker| {
+            if let Err(error) = self.link.send(message) {
+                tracing::debug!(%error, "the supervisor does not hear");
+            }
+        };
+        if self.told_supervisor != Some(told) {
+            say(&FromWorker::Status(told));
+            self.told_supervisor = Some(told);
+        }
+        if now.since(self.last_turn_told) >= self.core.heartbeat / 2 {
+            self.turns += 1;
+            say(&FromWorker::Turn(self.turns));
+            self.last_turn_told = now;
+        }
+        if !self.ready_said && status.role != Role::None {
+            say(&FromWorker::Ready);
+            self.ready_said = true;
+        }
+    }
+
+    /// What has its own time: publishing, time-outs of clients, checkpoints, retention.
+    fn housekeeping(&mut self, now: Instant) {
+        let std_now = StdInstant::now();
+        self.writes.expire(std_now);
+        self.pending.expire(std_now);
+        self.verifier.expire(std_now);
+        self.direct_bulk(now);
+        self.tell_supervisor(now);
+        self.release_changes(now);
+        self.checkpoint(now);
+        if now.since(self.published) >= PUBLISH_EVERY || self.role_changed() {
+            self.publish(now);
+        }
+    }
+
+    fn role_changed(&self) -> bool {
+        self.told_supervisor.is_some_and(|told| {
+            let published = self.status.read();
+            published.epoch != told.epoch.0
+                || (published.role == crate::api::status::Role::Active) != (told.role == WorkerRole::Active)
+        })
+    }
+
+    /// Watchers get what has become durable.
+    fn release_changes(&mut self, now: Instant) {
+        if !self.changes.is_watched() {
+            return;
+        }
+        let Some(status) = self.node.status(now) else { return };
+        let [_, synced, applied] = status.local;
+        let through = match status.role {
+            Role::Active if !status.alone => status.peer.durable,
+            _ => synced.min(applied),
+        };
+        self.changes.release(through, report::watch_level(status.alone), status.alone);
+    }
+
+    /// Notes a warning of the shell, in place of an earlier one of the same code.
+    fn warn(&mut self, code: &str, text: String) {
+        if !self.warnings.iter().any(|warning| warning.code == code && warning.text == text) {
+            self.unwarn(code);
+            self.events.append(Event::new("warning", self.node.epoch().0, format!("{code}: {text}")));
+            self.warnings.push(Warning { code: code.into(), text });
+        }
+    }
+
+    fn unwarn(&mut self, code: &str) {
+        self.warnings.retain(|warning| warning.code != code);
+    }
+
+    /// Publishes the status document.
+    fn publish(&mut self, now: Instant) {
+        self.published = now;
+        let Some(core) = self.node.status(now) else { return };
+        if core.position.seq > core.peer.durable && core.role == Role::Active {
+            self.lagging_since.get_or_insert(now);
+        } else {
+            self.lagging_since = None;
+        }
+        let lag_ms = self.lagging_since.map_or(0, |since| u64::try_from(now.since(since).as_millis()).unwrap_or(u64::MAX));
+        let blockers = match core.role {
+            Role::Active => report::file_blockers(&self.mirror),
+            _ => Vec::new(),
+        };
+        let parts = report::Parts {
+            config: &self.config,
+            core: &self.core,
+            transport: &self.transport,
+            bulk_dscp: self.bulk_dscp,
+            mirror: &self.mirror,
+            io: &self.io,
+            divergence: &self.divergence,
+            mode: self.persisted.mode.mode,
+            last_switch: self.persisted.last_switch.as_ref(),
+            warnings: &self.warnings,
+            blockers,
+            lag_ms,
+            counters: self.counters(),
+        };
+        if let Some(status) = report::status(&self.node, now, &parts) {
+            self.status.publish(status);
+        }
+    }
+
+    fn counters(&self) -> std::collections::BTreeMap<String, u64> {
+        let stats = self.transport.stats();
+        [
+            ("strangers_refused", stats.refused_tls + stats.refused_hello + stats.strangers_oversize),
+            ("strangers_gave_way", stats.strangers_gave_way),
+            ("strangers_timed_out", stats.strangers_timed_out),
+            ("lane_received_bytes", stats.received_bytes),
+            ("lane_sent_bytes", stats.sent_bytes),
+            ("heartbeats_sent", stats.heartbeats_sent),
+            ("heartbeats_received", stats.heartbeats_received),
+            ("heartbeats_refused", stats.heartbeats_forged + stats.heartbeats_replayed + stats.heartbeats_unknown_key),
+            ("mirror_files", self.mirror.files_moved),
+            ("mirror_bytes", self.mirror.bytes_moved),
+            ("mirror_overflows", self.mirror.overflows),
+            ("mirror_rescans", self.mirror.rescans),
+            ("journal_bytes", self.journal.bytes()),
+        ]
+        .into_iter()
+        .map(|(name, count)| (name.to_owned(), count))
+        .collect()
+    }
+}
+
+/// Work of the core that waits for the bulk thread, by what the bulk thread calls it.
+#[derive(Debug, Default)]
+struct BulkWork {
+    settle: Option<WorkToken>,
+    drains: HashMap<u64, WorkToken>,
+}

@@ -1,0 +1,447 @@
+//! What the API asks: writes, roles, switches, barriers, comparisons, subscriptions.
+//!
+//! Always: every request is answered once, at its deadline at the latest; the role is asked of the core at the moment
+//! of the answer. Never: an answer that the core did not give.
+
+use std::{
+    collections::HashMap,
+    time::{Duration, Instant as StdInstant},
+};
+
+use ringpair_core::{
+    Instant,
+    input::{Command, CommandToken, Refusal},
+};
+use ringpair_fsmon::meta::Kind;
+use ringpair_wire::{
+    control::{Role, SwitchMode},
+    id::{AckLevel, Version},
+    mirror::{MirrorPath, Problem},
+};
+use tokio::sync::oneshot;
+
+use super::{
+    BulkWork, Stream, report,
+    writes::{self, Encoded},
+};
+use crate::{
+    api::{
+        backend::{
+            ActiveMember, Failure, MirrorDirectory, MirrorList, MirrorTest, Reply, Request, RoleAnswer, SwitchDone,
+            SwitchRequest, SyncDone, WriteRequest,
+        },
+        events::Event,
+        status::Mode,
+    },
+    bulk::link::BulkCommand,
+    config::Devices,
+    ds::{
+        edit::{Operation, ValueEdit, resolve_all},
+        params::{self, Parameters},
+    },
+    mirror::RootSet,
+};
+
+/// How many paths of the mirror are listed at most.
+const LISTED_PATHS: usize = 1000;
+
+/// A command of the API that the core has.
+#[derive(Debug)]
+enum Waiting {
+    Switch { reply: Reply<SwitchDone>, started: StdInstant, from: String },
+    Mode(Reply<()>),
+    Sync(u64),
+    Stop(Reply<()>),
+}
+
+/// A barrier over records and files.
+#[derive(Debug)]
+struct SyncRun {
+    reply: Reply<SyncDone>,
+    started: StdInstant,
+    records: bool,
+    files: bool,
+    seq: u64,
+}
+
+/// What waits for the core or the bulk thread.
+#[derive(Debug, Default)]
+pub(super) struct Pending {
+    numbers: u64,
+    waiting: HashMap<CommandToken, (StdInstant, Waiting)>,
+    syncs: HashMap<u64, (StdInstant, SyncRun)>,
+    /// Work of the core that the bulk thread does.
+    pub(super) bulk: BulkWork,
+    /// Whether the member is on its way out.
+    pub(super) stopping: bool,
+}
+
+impl Pending {
+    /// A number that nothing else has.
+    pub(super) fn number(&mut self) -> u64 {
+        self.numbers += 1;
+        self.numbers
+    }
+
+    /// A token for a command.
+    pub(super) fn token(&mut self) -> CommandToken {
+        CommandToken(self.number())
+    }
+
+    /// Gives up what was not reached in time.
+    pub(super) fn expire(&mut self, now: StdInstant) {
+        let late = || Failure::NotReached { version: None, message: "not reached in time".into() };
+        for (_, (_, waiting)) in self.waiting.extract_if(|_, (deadline, _)| *deadline <= now) {
+            match waiting {
+                Waiting::Switch { reply, .. } => drop(reply.send(Err(late()))),
+                Waiting::Mode(reply) | Waiting::Stop(reply) => drop(reply.send(Err(late()))),
+                Waiting::Sync(_) => {}
+            }
+        }
+        for (_, (_, sync)) in self.syncs.extract_if(|_, (deadline, _)| *deadline <= now) {
+            drop(sync.reply.send(Err(late())));
+        }
+    }
+
+    /// How long until something is late.
+    pub(super) fn next_timeout(&self, now: StdInstant) -> Option<Duration> {
+        let waiting = self.waiting.values().map(|(deadline, _)| *deadline);
+        let syncs = self.syncs.values().map(|(deadline, _)| *deadline);
+        waiting.chain(syncs).min().map(|deadline| deadline.saturating_duration_since(now))
+    }
+}
+
+impl Stream {
+    /// Takes the requests that wait; the writes among them fill frames, which are closed at the end.
+    pub(super) fn take_requests(&mut self, now: Instant) {
+        for _ in 0..super::REQUESTS_A_TURN {
+            match self.requests.try_recv() {
+                Ok(Request::Write(request)) => self.write(request, now),
+                Ok(request) => {
+                    // The core must not hear of anything else while a numbered change is in no frame.
+                    self.close_frame(now);
+                    self.request(request, now);
+                    self.carry_out(now);
+                }
+                Err(crossbeam::channel::TryRecvError::Empty) => break,
+                Err(crossbeam::channel::TryRecvError::Disconnected) => {
+                    self.stop("the API's thread is gone");
+                    break;
+                }
+            }
+        }
+        if std::mem::take(&mut self.fill_parameters) {
+            self.write_initial_parameters(now);
+        }
+        self.close_frame(now);
+    }
+
+    fn close_frame(&mut self, now: Instant) {
+        if let Some(closed) = self.writes.close() {
+            self.frame_closed(closed, now);
+        }
+    }
+
+    fn write(&mut self, request: WriteRequest, now: Instant) {
+        if let Err((reply, failure)) = self.try_write(request, now) {
+            let _ = reply.send(Err(failure));
+        }
+    }
+
+    fn try_write(
+        &mut self,
+        request: WriteRequest,
+        now: Instant,
+    ) -> Result<(), (Reply<crate::api::backend::WriteDone>, Failure)> {
+        let WriteRequest { operations, ack, deadline, reply } = request;
+        if reply.is_closed() {
+            return Ok(());
+        }
+        let level = if ack == AckLevel::Async { AckLevel::Async } else { ack };
+        // The role first: a backup names the active before it looks at anything (exit 4, not 2).
+        if let Some(refused) = self.refusal(now) {
+            return Err((reply, refused));
+        }
+        let tree = self.applier.tree().snapshot();
+        let changes = match resolve_all(&tree, &operations) {
+            Ok(changes) => changes,
+            Err(error) if operations.len() == 1 => {
+                return Err((reply, edit_failure(error.errors.into_iter().next().map(|line| line.error))));
+            }
+            Err(error) => return Err((reply, Failure::Malformed(error.to_string()))),
+        };
+        if changes.is_empty() {
+            let version = tree.position();
+            let version = Version { epoch: version.epoch, seq: version.seq };
+            let alone = self.node.status(now).is_some_and(|status| status.alone);
+            let level = if alone { AckLevel::Local } else { ack };
+            let _ = reply.send(Ok(crate::api::backend::WriteDone { version, level, alone }));
+            return Ok(());
+        }
+        drop(tree);
+        let encoded = match Encoded::of(&changes) {
+            Ok(encoded) => encoded,
+            Err(failure) => return Err((reply, failure)),
+        };
+        if self.journal.pending_bytes() > super::APPEND_BELOW_BYTES {
+            return Err((reply, Failure::Busy { retry_after_s: 1 }));
+        }
+        let token = self.writes.token();
+        let records = u32::try_from(changes.len()).unwrap_or(u32::MAX);
+        let admission = match self.node.admit(now, token, records, level) {
+            Ok(admission) => admission,
+            Err(refusal) => return Err((reply, writes::failure(refusal))),
+        };
+        self.writes.wait(token, admission, deadline, reply);
+        let mut closed = Vec::new();
+        self.writes.append(&encoded, |frame| closed.push(frame));
+        for (index, change) in (0_u64..).zip(&changes) {
+            let seq = ringpair_wire::id::Seq(admission.first.0 + index);
+            let version = Version { epoch: admission.epoch, seq };
+            let applied = self.applier.tree().apply(change, version);
+            self.changes.note(version, admission.last, change, &applied);
+        }
+        for frame in closed {
+            self.frame_closed(frame, now);
+        }
+        Ok(())
+    }
+
+    /// Why this member takes no writes, if it does not.
+    fn refusal(&self, now: Instant) -> Option<Failure> {
+        let status = self.node.status(now)?;
+        (status.role != Role::Active).then(|| Failure::NotActive { active: self.active_member(status.peer.role) })
+    }
+
+    fn active_member(&self, peer: Role) -> Option<ActiveMember> {
+        let member = self.config.peer();
+        (peer == Role::Active)
+            .then(|| ActiveMember { name: member.name.clone(), address: member.address.to_string() })
+    }
+
+    fn request(&mut self, request: Request, now: Instant) {
+        match request {
+            Request::Write(request) => self.write(request, now),
+            Request::Role(reply) => {
+                let _ = reply.send(self.role(now));
+            }
+            Request::Switch(request) => self.switch(request, now),
+            Request::Mode(mode, reply) => {
+                let mode = match mode {
+                    Mode::Auto => SwitchMode::Auto,
+                    Mode::Manual => SwitchMode::Manual,
+                };
+                let deadline = StdInstant::now() + crate::api::backend::ANSWER_WITHIN;
+                self.command(Command::SetMode(mode), deadline, Waiting::Mode(reply), now);
+            }
+            Request::Sync { deadline, reply } => self.sync(deadline, reply, now),
+            Request::Verify { deep, deadline, reply } => self.verify(deep, deadline, reply, now),
+            Request::Watch(request) => {
+                let end = self.journal.end();
+                self.changes.watch(request, Version { epoch: end.epoch, seq: end.seq });
+            }
+            Request::DivergenceList(reply) => {
+                let listed = self.archive.to_json().map_err(|error| Failure::Internal(error.to_string()));
+                let _ = reply.send(listed);
+            }
+            Request::DivergenceShow { id, reply } => {
+                let shown = self.archive.show_json(&id).map_err(|error| Failure::NotFound(error.to_string()));
+                let _ = reply.send(shown);
+            }
+            Request::MirrorList(reply) => {
+                let _ = reply.send(Ok(self.mirror_list()));
+            }
+            Request::MirrorTest { path, reply } => {
+                let _ = reply.send(self.mirror_test(&path));
+            }
+            Request::Stop(reply) => {
+                self.pending.stopping = true;
+                let deadline = StdInstant::now() + crate::api::backend::ANSWER_WITHIN;
+                self.command(Command::Stop, deadline, Waiting::Stop(reply), now);
+            }
+        }
+    }
+
+    fn command(&mut self, command: Command, deadline: StdInstant, waiting: Waiting, now: Instant) {
+        let token = self.pending.token();
+        self.pending.waiting.insert(token, (deadline, waiting));
+        self.node.handle_command(now, token, command);
+    }
+
+    fn role(&self, now: Instant) -> Result<RoleAnswer, Failure> {
+        let status = self.node.status(now).ok_or_else(|| Failure::Unavailable("the member is starting".into()))?;
+        Ok(RoleAnswer {
+            role: report::role(status.role),
+            epoch: status.epoch.0,
+            exclusive: status.exclusive,
+            valid_for_ms: status.valid_for_ms,
+            ready: status.ready,
+        })
+    }
+
+    fn switch(&mut self, request: SwitchRequest, now: Instant) {
+        let SwitchRequest { immediate, force, fenced, origin, deadline, reply } = request;
+        let user = origin.uid.map_or(origin.from.clone(), |uid| format!("uid {uid} over {}", origin.from));
+        let text = format!("switch asked for by {user}: immediate {immediate}, force {force}, fenced {fenced}");
+        self.events.append(Event::new("request", self.node.epoch().0, text));
+        let active = self.node.status(now).is_some_and(|status| status.role == Role::Active);
+        let blockers = if active { report::file_blockers(&self.mirror) } else { Vec::new() };
+        let from = if active { self.config.own().name.clone() } else { self.config.peer().name.clone() };
+        let waiting = Waiting::Switch { reply, started: StdInstant::now(), from };
+        let command = Command::Switch { immediate, force, fenced, blockers, user };
+        self.command(command, deadline, waiting, now);
+    }
+
+    fn sync(&mut self, deadline: StdInstant, reply: Reply<SyncDone>, now: Instant) {
+        let id = self.pending.number();
+        let seq = self.journal.end().seq.0;
+        let run = SyncRun { reply, started: StdInstant::now(), records: false, files: false, seq };
+        self.pending.syncs.insert(id, (deadline, run));
+        self.bulk.send(BulkCommand::Barrier(id));
+        self.command(Command::Sync, deadline, Waiting::Sync(id), now);
+    }
+
+    /// The end of a command of the core.
+    pub(super) fn command_done(&mut self, token: CommandToken, result: Result<(), Refusal>, now: Instant) {
+        let Some((_, waiting)) = self.pending.waiting.remove(&token) else { return };
+        match waiting {
+            Waiting::Switch { reply, started, from } => {
+                let answer = result.map_err(writes::failure).map(|()| self.switch_done(started, from, now));
+                if let Err(failure) = &answer {
+                    self.events.append(Event::new("request", self.node.epoch().0, format!("no switch: {failure}")));
+                }
+                let _ = reply.send(answer);
+            }
+            Waiting::Mode(reply) | Waiting::Stop(reply) => drop(reply.send(result.map_err(writes::failure))),
+            Waiting::Sync(id) => self.sync_part(id, result.map_err(writes::failure), true),
+        }
+    }
+
+    fn switch_done(&self, started: StdInstant, from: String, now: Instant) -> SwitchDone {
+        let to = if from == self.config.own().name { &self.config.peer().name } else { &self.config.own().name };
+        let took_ms = u64::try_from(started.elapsed().as_millis()).unwrap_or(u64::MAX);
+        let epoch = self.node.status(now).map_or(0, |status| status.epoch.0);
+        SwitchDone { from, to: to.clone(), epoch, took_ms, pause_ms: self.switch_pause_ms.unwrap_or(took_ms) }
+    }
+
+    /// A barrier of files was reached.
+    pub(super) fn barrier_done(&mut self, id: u64, unreplicated: Vec<Problem>, now: Instant) {
+        if let Some(work) = self.pending.bulk.drains.remove(&id) {
+            let left = unreplicated.len() as u64;
+            self.node.handle_completion(now, ringpair_core::Completion::FilesDrained { work, left });
+            return;
+        }
+        let result = match unreplicated.first() {
+            None => Ok(()),
+            Some(first) => Err(Failure::refused(
+                "mirror",
+                format!("{} paths are not on the backup, such as {}: {}", unreplicated.len(), first.path, first.reason),
+            )),
+        };
+        self.sync_part(id, result, false);
+    }
+
+    fn sync_part(&mut self, id: u64, result: Result<(), Failure>, records: bool) {
+        let Some((deadline, mut run)) = self.pending.syncs.remove(&id) else { return };
+        if let Err(failure) = result {
+            let _ = run.reply.send(Err(failure));
+            return;
+        }
+        if records { run.records = true } else { run.files = true }
+        if run.records && run.files {
+            let took_ms = u64::try_from(run.started.elapsed().as_millis()).unwrap_or(u64::MAX);
+            let _ = run.reply.send(Ok(SyncDone { took_ms, seq: run.seq }));
+        } else {
+            self.pending.syncs.insert(id, (deadline, run));
+        }
+    }
+
+    /// `[parameters]` apply when a history is created; from then on they live in the tree.
+    fn write_initial_parameters(&mut self, now: Instant) {
+        let values = |value: &str| vec![ringpair_wire::ds::Value::Text(value.into())];
+        let attributes =
+            self.config.parameters.iter().map(|(name, value)| (name.clone(), ValueEdit::Set(values(value)))).collect();
+        let operation = Operation::Put {
+            path: params::path(),
+            class: Some(params::CLASS.into()),
+            replace: false,
+            attributes,
+        };
+        // Nobody waits for the answer.
+        let (reply, _) = oneshot::channel();
+        let deadline = StdInstant::now() + crate::api::backend::ANSWER_WITHIN;
+        let request = WriteRequest { operations: vec![(1, operation)], ack: AckLevel::Local, deadline, reply };
+        self.write(request, now);
+    }
+
+    /// What the parameters name to be mirrored; problems become warnings, and what is sound is mirrored.
+    pub(super) fn roots(&mut self) -> RootSet {
+        let parameters = Parameters::read(&self.applier.tree().snapshot());
+        let text = |number| parameters.explicit(params::ParamId(number)).map_or(String::new(), |value| value.to_string());
+        let devices = self.config.mirror.devices == Devices::Recreate;
+        match RootSet::parse(&text(63), &text(64), &text(65), devices) {
+            Ok(roots) => {
+                self.unwarn("mirror-parameters");
+                roots
+            }
+            Err(problems) => {
+                let text = problems.iter().map(ToString::to_string).collect::<Vec<_>>().join("; ");
+                self.warn("mirror-parameters", format!("{text}. Nothing changes until this is mended"));
+                self.bulk_told.roots.clone()
+            }
+        }
+    }
+
+    fn mirror_list(&self) -> MirrorList {
+        let status = report::mirror_status(&self.mirror);
+        let root = &self.config.mirror.root;
+        let directories = self.bulk_told.roots.roots().iter().map(|spec| {
+            let path = format!("/{}", spec.path.to_string().trim_start_matches('/'));
+            let problem = self.mirror.problems.iter().find(|problem| problem.path == spec.path.to_string());
+            MirrorDirectory {
+                path: root.join(path.trim_start_matches('/')).display().to_string(),
+                recursive: spec.recursive,
+                watched: spec.continuous,
+                parameter: if spec.continuous { "CustomMirrorDir" } else { "InitialMirrorDir" }.into(),
+                state: problem.map_or_else(|| "ok".into(), |problem| problem.reason.clone()),
+                files: 0,
+            }
+        });
+        MirrorList {
+            status,
+            watch: self.mirror.watch.clone(),
+            directories: directories.collect(),
+            pending: self.mirror.problems.iter().take(LISTED_PATHS).map(|problem| problem.path.clone()).collect(),
+            excluded: Vec::new(),
+        }
+    }
+
+    fn mirror_test(&self, path: &[u8]) -> Result<MirrorTest, Failure> {
+        use std::os::unix::ffi::OsStrExt;
+        let shown = String::from_utf8_lossy(path).into_owned();
+        let host = std::path::Path::new(std::ffi::OsStr::from_bytes(path));
+        let test = |mirrored, rule: String| Ok(MirrorTest { path: shown.clone(), mirrored, rule });
+        let Ok(below) = host.strip_prefix(&self.config.mirror.root) else {
+            return test(false, format!("not below mirror.root = {}", self.config.mirror.root.display()));
+        };
+        let path = MirrorPath::parse(below.as_os_str().as_bytes())
+            .map_err(|error| Failure::Malformed(format!("path {shown}: {error}")))?;
+        let kind = if host.is_dir() { Kind::Dir } else { Kind::File };
+        match self.bulk_told.roots.left_out(&path, kind) {
+            Some(rule) => test(false, rule.to_string()),
+            None => test(true, "listed".into()),
+        }
+    }
+}
+
+fn edit_failure(error: Option<crate::ds::edit::EditError>) -> Failure {
+    use crate::ds::edit::EditError;
+    match error {
+        Some(error @ EditError::NotFound(..)) => Failure::NotFound(error.to_string()),
+        Some(error @ (EditError::TooLarge { .. } | EditError::TooLong { .. })) => Failure::TooLarge(error.to_string()),
+        Some(error @ EditError::HasChildren(..)) => Failure::refused("has-children", error.to_string()),
+        Some(error @ EditError::Store { .. }) => Failure::Internal(error.to_string()),
+        Some(error) => Failure::Malformed(error.to_string()),
+        None => Failure::Malformed("nothing to do".into()),
+    }
+}

@@ -1,0 +1,275 @@
+//! What the loop keeps on disk beside the journal: the control file, checkpoints, archives, and the state that a
+//! resynchronization takes over.
+//!
+//! Always: one write of the control file in flight, the newest state waiting; what overwrites anything is archived and
+//! synced before. Never: a wait for the disk in the loop, but for starting the journal anew.
+
+use std::time::Duration;
+
+use ringpair_core::{
+    Completion as CoreCompletion, Instant, Persisted,
+    input::{PersistToken, WorkToken},
+};
+use ringpair_wire::{
+    compress::Decompressor,
+    ds::Change,
+    frame::CheckedFrame,
+    id::{Epoch, HistoryId, Position, Seq, Version},
+    record::Record,
+};
+
+use super::{Stream, jobs::Done, op_kind};
+use crate::{
+    api::{events::Event, status::DivergenceSummary},
+    bulk::{
+        archive::file_archive,
+        link::{BulkCommand, ResyncPurpose},
+    },
+    control_file::ControlFile,
+    ds::{
+        TreeSnapshot,
+        archive::{DivergenceArchive, collect_divergent},
+        resync::Staged,
+        store::Checkpoint,
+    },
+    journal::JournalReader,
+    ring::{Completion, Driver, Op, Token},
+};
+
+/// How often the state is written behind the journal.
+const CHECKPOINT_EVERY: Duration = Duration::from_secs(5);
+/// How many bytes of journal are kept for a peer that comes back, though nothing needs them any more.
+const KEEP_JOURNAL_BYTES: u64 = 64 << 20;
+
+/// Writes the control file through the driver, one state after the other.
+#[derive(Debug)]
+pub struct ControlWriter {
+    file: ControlFile,
+    in_flight: Option<PersistToken>,
+    /// The newest state that waits: it stands for those before it.
+    waiting: Option<(PersistToken, Vec<u8>)>,
+}
+
+impl ControlWriter {
+    /// A writer of `file`.
+    #[must_use]
+    pub const fn new(file: ControlFile) -> Self {
+        Self { file, in_flight: None, waiting: None }
+    }
+
+    /// Takes a state to be written with the next [`pump`](Self::pump).
+    pub fn persist(&mut self, token: PersistToken, state: &Persisted) {
+        self.waiting = Some((token, state.to_bytes()));
+    }
+
+    /// Submits the state that waits, if none is in flight.
+    pub fn pump(&mut self, driver: &mut Driver) {
+        if self.in_flight.is_some() {
+            return;
+        }
+        let Some((token, payload)) = self.waiting.take() else { return };
+        let (fd, bytes, offset) = self.file.next_slot(&payload);
+        let op = Op::WriteSynced { fd, slices: vec![bytes], offset };
+        match driver.submit(Token::new(Token::LOOP, op_kind::CONTROL, 0), op) {
+            Ok(()) => self.in_flight = Some(token),
+            // No room in the driver: the next turn tries again.
+            Err(_) => self.waiting = Some((token, payload)),
+        }
+    }
+
+    /// Takes the completion of the write in flight.
+    pub fn on_completion(&mut self, completion: Completion) -> Option<CoreCompletion> {
+        let token = self.in_flight.take()?;
+        Some(match completion.result {
+            Ok(_) => {
+                self.file.slot_written();
+                CoreCompletion::Persisted(token)
+            }
+            Err(error) => CoreCompletion::PersistFailed(token, format!("the control file cannot be written: {error}")),
+        })
+    }
+}
+
+/// A resynchronization under way.
+#[derive(Debug)]
+pub struct ResyncRun {
+    work: WorkToken,
+    history: HistoryId,
+}
+
+impl ResyncRun {
+    /// Whether it is the work of this name.
+    pub fn is(&self, work: WorkToken) -> bool {
+        self.work == work
+    }
+}
+
+impl Stream {
+    /// Offers the state for a checkpoint now and then, and lets go of the journal that nobody needs.
+    pub(super) fn checkpoint(&mut self, now: Instant) {
+        self.checkpoints.durable(self.journal.synced().seq);
+        if now.since(self.last_checkpoint) < CHECKPOINT_EVERY || self.applier.in_transaction() || self.resync.is_some() {
+            return;
+        }
+        self.last_checkpoint = now;
+        self.checkpoints.offer(self.applier.tree().snapshot());
+        self.trim(now);
+    }
+
+    /// Drops journal segments that neither the state nor the peer needs.
+    fn trim(&mut self, now: Instant) {
+        let needed = self.node.needed_after().0.min(self.checkpoints.saved().seq.0);
+        let before = self.journal.oldest();
+        while self.journal.bytes() > KEEP_JOURNAL_BYTES {
+            let Some(end) = self.journal.oldest_segment_end().filter(|end| end.0 <= needed) else { break };
+            if let Err(error) = self.journal.drop_before(Seq(end.0 + 1)) {
+                tracing::warn!(%error, "the journal's oldest segment cannot be removed");
+                break;
+            }
+        }
+        if self.journal.oldest() != before {
+            self.node.handle_completion(now, CoreCompletion::Trimmed(self.journal.oldest()));
+        }
+    }
+
+    pub(super) fn checkpoint_done(&mut self, checkpoint: Checkpoint, now: Instant) {
+        match checkpoint {
+            Checkpoint::Saved(position, cost) => tracing::debug!(seq = position.seq.0, ?cost, "checkpoint"),
+            Checkpoint::Replaced(position, _) => self.resync_saved(position, now),
+            Checkpoint::Failed { replacing: true, error } => self.resync_failed(&error.to_string(), now),
+            Checkpoint::Failed { replacing: false, error } => {
+                self.warn("checkpoint", format!("{error}. Try: make room in {}", self.config.storage.dir.display()));
+                return;
+            }
+        }
+        self.unwarn("checkpoint");
+    }
+
+    /// Archives the own records after `after`, on a thread of its own; files follow as the mirror meets them.
+    pub(super) fn archive(&mut self, work: WorkToken, after: Seq, epoch: Epoch, files: bool) {
+        let (archive, reader) = (self.archive.clone(), self.journal.reader());
+        let state = self.applier.tree().snapshot();
+        let oldest = self.journal.oldest();
+        let run = move || {
+            let result = archive_records(&archive, &reader, &state, oldest, after, epoch);
+            let files = files.then(|| file_archive(archive, epoch));
+            Done::Archived { work, result: result.map(|count| (count, files)).map_err(|error| error.to_string()) }
+        };
+        self.jobs.start("archive", run, move |why| Done::Archived { work, result: Err(why) });
+    }
+
+    pub(super) fn archived(
+        &mut self,
+        work: WorkToken,
+        result: Result<(u64, Option<Box<dyn crate::mirror::ArchiveFiles>>), String>,
+        now: Instant,
+    ) {
+        match result {
+            Ok((records, files)) => {
+                if files.is_some() {
+                    self.file_archive = files;
+                }
+                self.divergence = summary(&self.archive);
+                if records > 0 {
+                    let text = format!("{records} records that the new active never got are in the divergence archive");
+                    self.warn("divergence", format!("{text}. Try: ringpair divergence ls"));
+                }
+                self.unwarn("archive");
+                self.node.handle_completion(now, CoreCompletion::Archived { work, records, files: 0 });
+            }
+            Err(why) => {
+                self.warn("archive", format!("{why}. Try: make room in {}", self.config.storage.dir.display()));
+                self.node.handle_completion(now, CoreCompletion::ArchiveFailed(work, why));
+            }
+        }
+    }
+
+    pub(super) fn begin_resync(&mut self, work: WorkToken, history: HistoryId) {
+        self.resync = Some(ResyncRun { work, history });
+        let purpose = ResyncPurpose::Take(work);
+        self.bulk.send(BulkCommand::Resync { purpose, own: self.applier.tree().snapshot() });
+    }
+
+    /// Everything that differs is here: save it, then take it.
+    pub(super) fn staged(&mut self, work: WorkToken, staged: &Staged) {
+        if self.resync.as_ref().is_some_and(|run| run.is(work)) {
+            let text = format!("{} objects differ from the active's", staged.difference_count());
+            self.events.append(Event::new("replication", self.node.epoch().0, text));
+            self.checkpoints.replace(staged.state().clone());
+            self.staged_state = Some(staged.state().clone());
+        }
+    }
+
+    fn resync_saved(&mut self, position: Position, now: Instant) {
+        let (Some(run), Some(state)) = (self.resync.take(), self.staged_state.take()) else { return };
+        if let Err(error) = self.reset_journal(run.history, position) {
+            self.node.handle_completion(now, CoreCompletion::ResyncFailed(run.work, error.to_string()));
+            return;
+        }
+        self.applier.replace(state);
+        self.changes.restart(Version { epoch: position.epoch, seq: position.seq });
+        self.node.handle_completion(now, CoreCompletion::Resynced(run.work, position));
+    }
+
+    pub(super) fn resync_failed(&mut self, why: &str, now: Instant) {
+        self.staged_state = None;
+        if let Some(run) = self.resync.take() {
+            self.node.handle_completion(now, CoreCompletion::ResyncFailed(run.work, why.into()));
+        }
+    }
+}
+
+/// What `status` says of the archive.
+#[must_use]
+pub fn summary(archive: &DivergenceArchive) -> DivergenceSummary {
+    match archive.totals() {
+        Ok(totals) => DivergenceSummary {
+            records: totals.records,
+            files: totals.files,
+            bytes: totals.bytes,
+            epoch: totals.epoch.0,
+        },
+        Err(error) => {
+            tracing::error!(%error, "the divergence archive cannot be read");
+            DivergenceSummary::default()
+        }
+    }
+}
+
+type JobError = Box<dyn std::error::Error + Send + Sync>;
+
+/// Writes and syncs the archive of everything after `after`; how many records there are.
+fn archive_records(
+    archive: &DivergenceArchive,
+    reader: &JournalReader,
+    state: &TreeSnapshot,
+    oldest: Position,
+    after: Seq,
+    epoch: Epoch,
+) -> Result<u64, JobError> {
+    let mut changes: Vec<(Version, Change)> = Vec::new();
+    let mut common = oldest;
+    let mut cursor = reader.after(&oldest)?;
+    let mut expander = Decompressor::new();
+    while let Some(stored) = cursor.next_frame()? {
+        if stored.end.seq <= after {
+            common = stored.end;
+            continue;
+        }
+        let frame = CheckedFrame::check(&stored.bytes)?;
+        for record in frame.records(&mut expander)? {
+            let (seq, record) = record?;
+            if let Record::Ds { change, .. } = record
+                && seq > after
+            {
+                changes.push((Version { epoch: frame.header().epoch(), seq }, change));
+            }
+        }
+    }
+    let records = collect_divergent(changes.iter().map(|(version, change)| (*version, change)), state);
+    let mut writer = archive.begin(epoch, common)?;
+    for (version, path, entry) in &records {
+        writer.add_record(*version, path, entry.as_ref().map(|entry| entry.object()))?;
+    }
+    Ok(writer.seal()?.0)
+}

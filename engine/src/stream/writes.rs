@@ -1,0 +1,233 @@
+//! Changes of this member's own clients: resolved, numbered by the core, encoded into the frame that is being filled,
+//! and answered when the core says so.
+//!
+//! Always: a change that was numbered is in a frame before the core hears of anything else, so that stepping down never
+//! meets a change that is in the tree and in no frame. Memory is bounded by the core's limit of waiting writes.
+
+use std::{
+    cmp::Reverse,
+    collections::{BinaryHeap, HashMap},
+    time::{Duration, Instant as StdInstant},
+};
+
+use ringpair_core::{
+    effect::WriteOutcome,
+    input::{Admission, Refusal, RefusalKind, WriteToken},
+};
+use ringpair_wire::{
+    codec::{Codec, Writer},
+    compress::{Compression, Compressor},
+    ds::Change,
+    frame_builder::FrameBuilder,
+    id::{Epoch, HistoryId, Position, Version},
+    record::{EpochRecord, MAX_RECORD_BYTES, Part, Record},
+};
+
+use crate::{
+    api::backend::{ActiveMember, Failure, Reply, WriteDone},
+    ring::Shared,
+};
+
+/// A frame that is ready for journal and peer.
+#[derive(Debug)]
+pub struct Closed {
+    /// Its bytes.
+    pub bytes: Shared,
+    /// Where it ends.
+    pub end: Position,
+}
+
+/// A write that waits for its level.
+#[derive(Debug)]
+struct Waiting {
+    version: Version,
+    reply: Reply<WriteDone>,
+}
+
+/// Records of one write, encoded back to back, and what they change.
+#[derive(Debug, Default)]
+pub struct Encoded {
+    bytes: Vec<u8>,
+    ends: Vec<usize>,
+}
+
+/// The frame being filled, and the writes that wait.
+#[derive(Debug)]
+pub struct Writes {
+    builder: Option<FrameBuilder>,
+    compressor: Compressor,
+    max_bytes: usize,
+    max_records: usize,
+    next_token: u64,
+    waiting: HashMap<WriteToken, Waiting>,
+    deadlines: BinaryHeap<Reverse<(StdInstant, WriteToken)>>,
+}
+
+impl Encoded {
+    /// Encodes one transaction.
+    ///
+    /// # Errors
+    /// [`Failure::TooLarge`] names the object that no record can carry.
+    pub fn of(changes: &[Change]) -> Result<Self, Failure> {
+        let mut encoded = Self::default();
+        for (index, change) in changes.iter().enumerate() {
+            let record = Record::Ds { part: Part::of(index, changes.len()), change: change.clone() };
+            let start = encoded.bytes.len();
+            record.encode(&mut Writer::new(&mut encoded.bytes));
+            let bytes = encoded.bytes.len() - start;
+            if bytes > MAX_RECORD_BYTES {
+                let (Change::Put { path, .. } | Change::Remove { path }) = change;
+                return Err(Failure::TooLarge(format!(
+                    "the change of {path} takes {bytes} bytes, more than {MAX_RECORD_BYTES}. Try: fewer values at once"
+                )));
+            }
+            encoded.ends.push(encoded.bytes.len());
+        }
+        Ok(encoded)
+    }
+
+    fn records(&self) -> impl Iterator<Item = &[u8]> {
+        let starts = std::iter::once(0).chain(self.ends.iter().copied());
+        starts.zip(&self.ends).map(|(start, end)| &self.bytes[start..*end])
+    }
+}
+
+impl Writes {
+    /// Frames of at most `max_bytes` of records and `max_records`, compressed as `compression` says.
+    #[must_use]
+    pub fn new(max_bytes: usize, max_records: usize, compression: Compression) -> Self {
+        Self {
+            builder: None,
+            compressor: Compressor::new(compression),
+            max_bytes,
+            max_records,
+            next_token: 0,
+            waiting: HashMap::new(),
+            deadlines: BinaryHeap::new(),
+        }
+    }
+
+    /// A token that no write has had.
+    pub fn token(&mut self) -> WriteToken {
+        self.next_token += 1;
+        WriteToken(self.next_token)
+    }
+
+    /// Begins an epoch behind `after`: its record, alone in its frame.
+    pub fn begin_epoch(&mut self, history: HistoryId, record: EpochRecord, after: Position) -> Option<Closed> {
+        let mut builder = FrameBuilder::after(history, record.epoch, after);
+        // An empty builder takes any epoch record.
+        let pushed = builder.push(&Record::Epoch(record));
+        debug_assert!(pushed.is_ok(), "{pushed:?}");
+        self.builder = Some(builder);
+        self.close()
+    }
+
+    /// Appends an admitted write to the frame being filled; frames that became full are handed to `closed`.
+    pub fn append(&mut self, encoded: &Encoded, mut closed: impl FnMut(Closed)) {
+        let Some(builder) = &mut self.builder else { return };
+        for record in encoded.records() {
+            let full = !builder.is_empty()
+                && (builder.plain_bytes() + record.len() > self.max_bytes || builder.len() >= self.max_records);
+            if full || builder.push_encoded(record).is_err() {
+                seal(builder, &mut self.compressor).into_iter().for_each(&mut closed);
+                let pushed = builder.push_encoded(record);
+                debug_assert!(pushed.is_ok(), "an empty frame takes any record that was measured: {pushed:?}");
+            }
+        }
+    }
+
+    /// Seals the frame being filled, if it holds anything.
+    pub fn close(&mut self) -> Option<Closed> {
+        seal(self.builder.as_mut()?, &mut self.compressor)
+    }
+
+    /// Whether nothing is numbered that is in no frame.
+    #[must_use]
+    pub fn is_closed(&self) -> bool {
+        self.builder.as_ref().is_none_or(FrameBuilder::is_empty)
+    }
+
+    /// Remembers whom to answer.
+    pub fn wait(&mut self, token: WriteToken, admission: Admission, deadline: StdInstant, reply: Reply<WriteDone>) {
+        let version = Version { epoch: admission.epoch, seq: admission.last };
+        self.waiting.insert(token, Waiting { version, reply });
+        self.deadlines.push(Reverse((deadline, token)));
+    }
+
+    /// Answers a write. `may_answer`: whether the member may still speak as active.
+    pub fn answer(&mut self, token: WriteToken, outcome: WriteOutcome, may_answer: bool) {
+        let Some(Waiting { version, reply }) = self.waiting.remove(&token) else { return };
+        let answer = match outcome {
+            WriteOutcome::Reached { level, alone } if may_answer => Ok(WriteDone { version, level, alone }),
+            WriteOutcome::NotReached(level) => Err(Failure::NotReached {
+                version: Some(version),
+                message: format!(
+                    "the backup is lost: the change stands at {} (ack.on_peer_loss = \"block\")",
+                    level.name()
+                ),
+            }),
+            WriteOutcome::Reached { .. } | WriteOutcome::Unknown => Err(Failure::NotReached {
+                version: Some(version),
+                message: "this member ceased to be active before the level was reached: the change is unknown, not undone"
+                    .into(),
+            }),
+        };
+        // A client that has gone does not hear it.
+        let _ = reply.send(answer);
+    }
+
+    /// Gives up the writes whose time is over: they are unknown, not undone.
+    pub fn expire(&mut self, now: StdInstant) {
+        while let Some(Reverse((deadline, token))) = self.deadlines.peek().copied() {
+            // Entries of writes that were answered are skipped as they come up.
+            if self.waiting.contains_key(&token) && deadline > now {
+                break;
+            }
+            self.deadlines.pop();
+            if let Some(Waiting { version, reply }) = self.waiting.remove(&token) {
+                let message = "the level was not reached in time: the change is unknown, not undone".into();
+                let _ = reply.send(Err(Failure::NotReached { version: Some(version), message }));
+            }
+        }
+    }
+
+    /// How long until the next write's time is over.
+    #[must_use]
+    pub fn next_timeout(&self, now: StdInstant) -> Option<Duration> {
+        self.deadlines.peek().map(|Reverse((deadline, _))| deadline.saturating_duration_since(now))
+    }
+
+    /// How many writes wait.
+    #[must_use]
+    pub fn waiting(&self) -> usize {
+        self.waiting.len()
+    }
+}
+
+fn seal(builder: &mut FrameBuilder, compressor: &mut Compressor) -> Option<Closed> {
+    let mut bytes = Vec::new();
+    let end = builder.finish_into(compressor, &mut bytes)?;
+    Some(Closed { bytes: Shared::from(bytes), end })
+}
+
+/// A refusal of the core, as the API says it.
+#[must_use]
+pub fn failure(refusal: Refusal) -> Failure {
+    let blockers = refusal.blockers.iter().map(super::report::blocker).collect();
+    match refusal.kind {
+        RefusalKind::NotActive => {
+            Failure::NotActive { active: refusal.active.map(|(name, address)| ActiveMember { name, address }) }
+        }
+        RefusalKind::BackPressure => Failure::Busy { retry_after_s: 1 },
+        RefusalKind::State => Failure::Refused { code: "state", message: refusal.reason, blockers },
+        RefusalKind::Busy => Failure::Refused { code: "busy", message: refusal.reason, blockers },
+        RefusalKind::Failed => Failure::NotReached { version: None, message: refusal.reason },
+    }
+}
+
+/// The record that begins `epoch`.
+#[must_use]
+pub fn epoch_record(epoch: Epoch, after: Position, reason: &str) -> Option<EpochRecord> {
+    Some(EpochRecord { epoch, member: epoch.owner()?, previous: after, reason: reason.into() })
+}
