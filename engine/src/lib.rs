@@ -1,5 +1,6 @@
 //! The ringpair sidecar: keeps a backup host identical to an active one and takes over from it.
 pub mod api;
+pub mod bulk;
 pub mod cli;
 pub mod config;
 pub mod control_file;
