@@ -13,3 +13,4 @@ pub mod ring;
 pub mod stream;
 pub mod supervisor;
 pub mod transport;
+pub mod worker;

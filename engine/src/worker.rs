@@ -31,8 +31,7 @@ use crate::{
     },
     bulk::{self, Bulk, link},
     config::{Config, IoDriver, SecurityMode},
-    hooks::Hooks,
-    keys::Identity,
+    keys::{self, Identity},
     mirror::MirrorBase,
     ring::{Driver, DriverChoice, DriverOptions, Waker},
     stream::{self, ControlWriter, Ending, Stream},
@@ -63,7 +62,7 @@ pub type StartError = Box<dyn std::error::Error + Send + Sync>;
 pub fn identity(config: &Config) -> Result<Option<Arc<Identity>>, StartError> {
     Ok(match config.security.mode {
         SecurityMode::Off => None,
-        SecurityMode::MutualTls => Some(Arc::new(Identity::load(&config.security.dir, config.member)?)),
+        SecurityMode::MutualTls => Some(Arc::new(keys::load(&config.security.dir, config.member, time::OffsetDateTime::now_utc())?)),
     })
 }
 
@@ -173,14 +172,13 @@ fn transport_config(config: &Config, identity: Option<Arc<Identity>>, instance: 
         PathAddress { path: PathKind::Main, local: local(&own.address), peer: peer.address.resolve()? },
         PathAddress { path: PathKind::Aux, local: local(&own.aux), peer: peer.aux.resolve()? },
     ];
-    let lane = |lane: LaneKind, dscp: u8, congestion: Option<&String>| -> Result<LaneOptions, StartError> {
+    let lane = |lane: LaneKind, dscp: Dscp, congestion: Option<&String>| {
         let mut options = LaneOptions::default_for(lane);
-        let dscp = Dscp::new(dscp)?;
         (options.dscp_main, options.dscp_aux) = (dscp, dscp);
         if let Some(congestion) = congestion {
             options.congestion = Some(congestion.clone());
         }
-        Ok(options)
+        options
     };
     let (dscp, congestion) = (config.transport.dscp, &config.transport.congestion);
     Ok(TransportConfig {
@@ -195,12 +193,13 @@ fn transport_config(config: &Config, identity: Option<Arc<Identity>>, instance: 
             speaker: Speaker::Worker,
         },
         paths,
-        ping: lane(LaneKind::Ping, dscp.ping, None)?,
-        ds: lane(LaneKind::Ds, dscp.ds, Some(&congestion.ds))?,
-        bulk: lane(LaneKind::Bulk, dscp.bulk, Some(&congestion.bulk))?,
+        ping: lane(LaneKind::Ping, dscp.ping, None),
+        ds: lane(LaneKind::Ds, dscp.ds, Some(&congestion.ds)),
+        bulk: lane(LaneKind::Bulk, dscp.bulk, Some(&congestion.bulk)),
         connect_timeout: config.detection.heartbeat,
         strangers: StrangerLimits::default(),
         hand_over: vec![LaneKind::Bulk],
+        heartbeats: true,
     })
 }
 
@@ -216,12 +215,8 @@ fn stream_thread(
     let opened = open::open(config)?;
     let driver = Driver::new(&driver_options(config))?;
     let instance = u64::from_le_bytes(random()?[..8].try_into()?);
-    let (mut listeners, mut datagrams) = (Vec::new(), Vec::new());
-    for address in std::iter::once(sockets.main).chain(sockets.aux) {
-        listeners.push(address.tcp);
-        datagrams.push(address.udp);
-    }
-    let transport = Transport::new(transport_config(config, identity.clone(), instance)?, listeners, datagrams)?;
+    let listeners = std::iter::once(sockets.main).chain(sockets.aux).collect();
+    let transport = Transport::new(transport_config(config, identity.clone(), instance)?, listeners)?;
     let status = StatusCell::new(Status::default());
     let waker = driver.waker();
     let (backend, requests) = Backend::new(BackendParts {
@@ -252,14 +247,13 @@ fn stream_thread(
         control: ControlWriter::new(opened.control),
         applier: opened.applier,
         changes: opened.changes,
-        contents: opened.contents,
         store: opened.store,
         archive: opened.archive,
         bulk: to_bulk,
         requests,
         events: opened.events,
         status,
-        hooks: hooks(config),
+        hooks: crate::supervisor::hooks(config),
         link,
         warnings: opened.warnings,
     })?;
@@ -270,17 +264,6 @@ fn stream_thread(
         tracing::error!("the bulk thread panicked");
     }
     Ok(ending)
-}
-
-fn hooks(config: &Config) -> Hooks {
-    Hooks {
-        commence: config.hooks.commence.clone(),
-        discontinue: config.hooks.discontinue.clone(),
-        timeout: config.hooks.timeout,
-        pair: config.pair.clone(),
-        member: config.member,
-        name: config.own().name.clone(),
-    }
 }
 
 /// Starts the bulk thread; its driver's waker goes to the stream thread's side of the link.
@@ -298,7 +281,7 @@ fn bulk_thread(
         root: config.mirror.root.clone(),
         forbidden: vec![config.storage.dir.clone(), config.security.dir.clone()],
     };
-    let transport = Transport::new(transport_config(config, identity, instance)?, Vec::new(), Vec::new())?;
+    let transport = Transport::new(TransportConfig { heartbeats: false, hand_over: Vec::new(), ..transport_config(config, identity, instance)? }, Vec::new())?;
     let options = driver_options(config);
     let (sender, receiver) = mpsc::sync_channel::<io::Result<Waker>>(1);
     let thread = std::thread::Builder::new().name("bulk".into()).spawn(move || {

@@ -132,11 +132,11 @@ pub enum Request {
     /// A subscription to changes.
     Watch(WatchRequest),
     /// What is in the divergence archive.
-    DivergenceList(Reply<DivergenceList>),
+    DivergenceList(Reply<serde_json::Value>),
     /// One entry of the divergence archive, whole, as JSON.
     DivergenceShow {
-        /// Its number, as listed.
-        id: u64,
+        /// As listed.
+        id: String,
         /// Answered 404 where there is none.
         reply: Reply<serde_json::Value>,
     },
@@ -309,41 +309,6 @@ pub enum WatchWhat {
     Object(Arc<Object>),
     /// It was removed, with everything below.
     Removed(DsPath),
-}
-
-/// What is in the divergence archive (interface §8).
-#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
-pub struct DivergenceList {
-    /// The epoch in which it was accepted.
-    pub epoch: u64,
-    /// Archived changes, whole objects.
-    pub records: Vec<DivergedRecord>,
-    /// Archived files.
-    pub files: Vec<DivergedFile>,
-}
-
-/// An archived change.
-#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
-pub struct DivergedRecord {
-    /// Its number in the archive.
-    pub id: u64,
-    /// The object's path.
-    pub path: String,
-    /// The version it was accepted as.
-    pub version: Version,
-    /// The object in the JSON form of interface §4; `null` where it was removed.
-    pub object: serde_json::Value,
-}
-
-/// An archived file.
-#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
-pub struct DivergedFile {
-    /// Its number in the archive.
-    pub id: u64,
-    /// Its path.
-    pub path: String,
-    /// Its length.
-    pub bytes: u64,
 }
 
 /// What is mirrored and what is left out.

@@ -249,9 +249,6 @@ async fn divergence_list(State(api): State<Api>) -> Result<Response, Failure> {
 }
 
 async fn divergence_show(State(api): State<Api>, Path(id): Path<String>) -> Result<Response, Failure> {
-    let id = id
-        .parse()
-        .map_err(|_| Failure::Malformed(format!("{id:?} is no number of the archive. Try: ringpair divergence ls")))?;
     Ok(http::ok(&api.backend.ask(soon(), |reply| Request::DivergenceShow { id, reply }).await?))
 }
 

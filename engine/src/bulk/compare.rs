@@ -76,7 +76,7 @@ impl Comparisons {
     /// It is malformed or out of place: close the lane.
     pub fn message(&mut self, bytes: &[u8]) -> Result<Vec<BulkEvent>, String> {
         let message = ResyncMessage::from_bytes(bytes).map_err(|error| error.to_string())?;
-        if message.is_request() {
+        if is_request(&message) {
             if message == ResyncMessage::Begin {
                 (self.server, self.wanted) = (None, true);
                 return Ok(vec![BulkEvent::SnapshotWanted]);
@@ -96,6 +96,19 @@ impl Comparisons {
     /// The next message for the peer.
     pub fn poll(&mut self) -> Option<ResyncMessage> {
         self.answers.pop_front().or_else(|| self.run.as_mut()?.client.poll())
+    }
+}
+
+const fn is_request(message: &ResyncMessage) -> bool {
+    match message {
+        ResyncMessage::Begin
+        | ResyncMessage::AskChildren { .. }
+        | ResyncMessage::AskItems { .. }
+        | ResyncMessage::AskObjects { .. } => true,
+        ResyncMessage::Root { .. }
+        | ResyncMessage::Children { .. }
+        | ResyncMessage::Items { .. }
+        | ResyncMessage::Objects { .. } => false,
     }
 }
 

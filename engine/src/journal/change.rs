@@ -151,7 +151,7 @@ impl Journal {
         drop(state);
         self.active = Some(open_active(&path, index, capacity, offset)?);
         self.last_index = index;
-        self.epochs.retain(|(_, first)| first.seq <= position.seq);
+        self.epochs.retain(|(_, after)| after.seq < position.seq);
         (self.end, self.synced, self.failed) = (*position, *position, false);
         self.prepare_next();
         Ok(())
@@ -217,7 +217,7 @@ impl Journal {
             freed += oldest.capacity;
         }
         let oldest = self.oldest();
-        self.epochs.retain(|(_, first)| first.seq > oldest.seq);
+        self.epochs.retain(|(_, after)| after.seq >= oldest.seq);
         Ok(freed)
     }
 

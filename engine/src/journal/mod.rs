@@ -61,7 +61,7 @@ pub struct Recovered {
     pub end: Position,
     /// The position before the oldest frame held: readers can start here or later.
     pub oldest: Position,
-    /// Each epoch that begins in the frames held, with the end of its first frame; ascending.
+    /// Each epoch that begins in the frames held, with the position that its first frame follows; ascending.
     pub epochs: Vec<(Epoch, Position)>,
     /// Bytes at the very end that a crash left half written (never synced): discarded.
     pub torn_bytes: u64,

@@ -255,7 +255,7 @@ fn walk(bytes: &[u8], index: u32, start: Position, history: HistoryId) -> Walk {
             }
             Ok((frame, _)) => {
                 if frame.position().epoch > segment.end.epoch {
-                    epochs.push((frame.position().epoch, frame.position()));
+                    epochs.push((frame.position().epoch, segment.end));
                 }
                 segment.extend(frame.header().first_seq(), frame.position(), frame.bytes().len() as u64);
                 at += frame.bytes().len();

@@ -109,7 +109,7 @@ impl Journal {
             return Err(AppendError::TooLarge { got: frame.len(), max });
         }
         if end.epoch > self.end.epoch {
-            self.epochs.push((end.epoch, end));
+            self.epochs.push((end.epoch, self.end));
         }
         self.end = end;
         self.pending_bytes += frame.len();
@@ -291,7 +291,7 @@ impl Journal {
         self.catalog.state().oldest()
     }
 
-    /// Each epoch that begins in the frames held, with the end of its first frame; ascending.
+    /// Each epoch that begins in the frames held, with the position that its first frame follows; ascending.
     #[must_use]
     pub fn epochs(&self) -> &[(Epoch, Position)] {
         &self.epochs

@@ -11,7 +11,7 @@ use ringpair_wire::{
     lane::MessageKind,
 };
 
-use super::{BulkTold, Stream};
+use super::{BulkTold, Stream, requests::parameters_path};
 use crate::{
     api::events::Event,
     bulk::link::{BulkCommand, BulkEvent},
@@ -40,14 +40,14 @@ impl Stream {
                 Role::None => BulkCommand::BecomeIdle,
             });
             self.bulk_told = BulkTold { role, epoch: status.epoch, roots, lane };
-            self.parameters_at = self.applier.tree().snapshot().get(&crate::ds::params::path()).cloned();
+            self.parameters_at = self.applier.tree().snapshot().get(&parameters_path()).cloned();
         }
         self.parameters_changed();
     }
 
     /// CustomMirrorDir takes effect at once (PAR-007, REP-031).
     fn parameters_changed(&mut self) {
-        let entry = self.applier.tree().snapshot().get(&crate::ds::params::path()).cloned();
+        let entry = self.applier.tree().snapshot().get(&parameters_path()).cloned();
         let same = match (&entry, &self.parameters_at) {
             (Some(new), Some(old)) => std::sync::Arc::ptr_eq(new, old),
             (None, None) => true,

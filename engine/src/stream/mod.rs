@@ -30,16 +30,17 @@ use crossbeam::channel::Receiver;
 use ringpair_core::{
     Completion as CoreCompletion, Config as CoreConfig, Instant, Node, Persisted,
     input::{Command, CommandToken, WorkToken},
-    supervisor::{WorkerRole, WorkerStatus},
+    supervisor::WorkerStatus,
 };
 use ringpair_wire::{
+    compress::Compression,
     control::Role,
     id::{Epoch, Position, Seq},
     lane::PathKind,
 };
 
-pub use self::{applier::Applier, clock::now, storage::ControlWriter};
-use self::{changes::Changes, feed::Feed, jobs::Jobs, lanes::Lanes, requests::Pending, verify::Verifier, writes::Writes};
+pub use self::{applier::Applier, changes::Changes, clock::now, storage::ControlWriter};
+use self::{feed::Feed, jobs::Jobs, lanes::Lanes, requests::Pending, verify::Verifier, writes::Writes};
 use crate::{
     api::{
         backend::{Request, SwitchDone},
@@ -47,8 +48,8 @@ use crate::{
         status::{DivergenceSummary, IoStatus, StatusCell, Warning},
     },
     bulk::link::{BulkCommand, StreamSide},
-    config::Config,
-    ds::{ContentStore, Entry, TreeSnapshot, archive::DivergenceArchive, store::{Checkpointer, StateStore}},
+    config::{CompressionLevel, Config},
+    ds::{Entry, TreeSnapshot, archive::DivergenceArchive, store::{Checkpointer, StateStore}},
     hooks::Hooks,
     journal::{Journal, JournalEvent},
     mirror::{ArchiveFiles, MirrorStatus, RootSet},
@@ -96,8 +97,8 @@ pub struct Parts {
     pub control: ControlWriter,
     /// The state, brought forward through the journal.
     pub applier: Applier,
-    /// Large values.
-    pub contents: ContentStore,
+    /// The changes that were replayed, for watchers.
+    pub changes: Changes,
     /// Keeps the state behind the journal.
     pub store: StateStore,
     /// The divergence archive.
@@ -129,7 +130,6 @@ pub struct Stream {
     control: ControlWriter,
     applier: Applier,
     changes: Changes,
-    contents: ContentStore,
     checkpoints: Checkpointer,
     archive: DivergenceArchive,
     divergence: DivergenceSummary,
@@ -213,13 +213,11 @@ impl Stream {
         let writes = Writes::new(
             batch.max_bytes as usize,
             batch.max_records as usize,
-            crate::config::wire_compression(parts.config.compression.ds),
+            wire_compression(parts.config.compression.ds),
         );
-        let applied = parts.applier.position();
         let persisted = parts.start.persisted.clone().unwrap_or_default();
         let jobs = Jobs::new(parts.driver.waker());
         let mut stream = Self {
-            changes: Changes::new(ringpair_wire::id::Version { epoch: applied.epoch, seq: applied.seq }),
             divergence: storage::summary(&parts.archive),
             lanes: Lanes::new(parts.core.heartbeat / 2),
             feed: Feed::new(parts.journal.reader()),
@@ -260,7 +258,7 @@ impl Stream {
             node: parts.node,
             control: parts.control,
             applier: parts.applier,
-            contents: parts.contents,
+            changes: parts.changes,
             checkpoints: Checkpointer::start(parts.store, jobs.checkpoints()).map_err(io::Error::other)?,
             archive: parts.archive,
             jobs,
@@ -319,6 +317,10 @@ impl Stream {
         self.pump_transport();
         self.journal.pump(&mut self.driver);
         self.control.pump(&mut self.driver);
+        if let Some(failed) = self.control.take_failure() {
+            self.node.handle_completion(now, failed);
+            self.carry_out(now);
+        }
         self.bulk.flush();
         Ok(())
     }
@@ -469,13 +471,9 @@ impl Stream {
     fn tell_supervisor(&mut self, now: Instant) {
         let Some(status) = self.node.status(now) else { return };
         let told = WorkerStatus {
-            role: match status.role {
-                Role::None => WorkerRole::None,
-                Role::Active => WorkerRole::Active,
-                Role::Backup => WorkerRole::Backup,
-            },
+            role: status.role,
             epoch: status.epoch,
-            right: status.right.map(|grant| grant.number),
+            right: status.right,
             alone: status.alone,
             position: Position::default(),
             lease_ms: u32::try_from(status.lease.as_millis()).unwrap_or(u32::MAX),
@@ -519,7 +517,7 @@ impl Stream {
         self.told_supervisor.is_some_and(|told| {
             let published = self.status.read();
             published.epoch != told.epoch.0
-                || (published.role == crate::api::status::Role::Active) != (told.role == WorkerRole::Active)
+                || (published.role == crate::api::status::Role::Active) != (told.role == Role::Active)
         })
     }
 
@@ -604,6 +602,15 @@ impl Stream {
         .into_iter()
         .map(|(name, count)| (name.to_owned(), count))
         .collect()
+    }
+}
+
+/// The compression setting, as frames take it.
+const fn wire_compression(level: CompressionLevel) -> Compression {
+    match level {
+        CompressionLevel::Off => Compression::Off,
+        CompressionLevel::Auto => Compression::Auto,
+        CompressionLevel::Level(level) => Compression::Level(level),
     }
 }
 

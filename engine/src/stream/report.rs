@@ -141,7 +141,9 @@ fn connection(parts: &Parts<'_>, path: PathKind, status: PathStatus) -> Connecti
     }
 }
 
-fn mirror_status(status: &mirror::MirrorStatus) -> MirrorStatus {
+/// The mirror's status, as the API names it.
+#[must_use]
+pub fn mirror_status(status: &mirror::MirrorStatus) -> MirrorStatus {
     let state = match status.state {
         mirror::MirrorState::Off => MirrorState::Off,
         mirror::MirrorState::Initial => MirrorState::Initial,

@@ -12,11 +12,11 @@ use ringpair_core::{
     Instant,
     input::{Command, CommandToken, Refusal},
 };
-use ringpair_fsmon::meta::Kind;
 use ringpair_wire::{
     control::{Role, SwitchMode},
+    ds::{DsPath, Value},
     id::{AckLevel, Version},
-    mirror::{MirrorPath, Problem},
+    mirror::{Kind, MirrorPath, Problem},
 };
 use tokio::sync::oneshot;
 
@@ -157,7 +157,6 @@ impl Stream {
         if reply.is_closed() {
             return Ok(());
         }
-        let level = if ack == AckLevel::Async { AckLevel::Async } else { ack };
         // The role first: a backup names the active before it looks at anything (exit 4, not 2).
         if let Some(refused) = self.refusal(now) {
             return Err((reply, refused));
@@ -188,7 +187,7 @@ impl Stream {
         }
         let token = self.writes.token();
         let records = u32::try_from(changes.len()).unwrap_or(u32::MAX);
-        let admission = match self.node.admit(now, token, records, level) {
+        let admission = match self.node.admit(now, token, records, ack) {
             Ok(admission) => admission,
             Err(refusal) => return Err((reply, writes::failure(refusal))),
         };
@@ -213,7 +212,7 @@ impl Stream {
         (status.role != Role::Active).then(|| Failure::NotActive { active: self.active_member(status.peer.role) })
     }
 
-    fn active_member(&self, peer: Role) -> Option<ActiveMember> {
+    pub(super) fn active_member(&self, peer: Role) -> Option<ActiveMember> {
         let member = self.config.peer();
         (peer == Role::Active)
             .then(|| ActiveMember { name: member.name.clone(), address: member.address.to_string() })
@@ -358,12 +357,12 @@ impl Stream {
 
     /// `[parameters]` apply when a history is created; from then on they live in the tree.
     fn write_initial_parameters(&mut self, now: Instant) {
-        let values = |value: &str| vec![ringpair_wire::ds::Value::Text(value.into())];
+        let values = |value: &str| vec![Value::Text(value.into())];
         let attributes =
             self.config.parameters.iter().map(|(name, value)| (name.clone(), ValueEdit::Set(values(value)))).collect();
         let operation = Operation::Put {
-            path: params::path(),
-            class: Some(params::CLASS.into()),
+            path: parameters_path(),
+            class: Some("Parameters".into()),
             replace: false,
             attributes,
         };
@@ -377,7 +376,7 @@ impl Stream {
     /// What the parameters name to be mirrored; problems become warnings, and what is sound is mirrored.
     pub(super) fn roots(&mut self) -> RootSet {
         let parameters = Parameters::read(&self.applier.tree().snapshot());
-        let text = |number| parameters.explicit(params::ParamId(number)).map_or(String::new(), |value| value.to_string());
+        let text = |number| parameters.explicit_text(params::ParamId(number)).unwrap_or_default();
         let devices = self.config.mirror.devices == Devices::Recreate;
         match RootSet::parse(&text(63), &text(64), &text(65), devices) {
             Ok(roots) => {
@@ -432,6 +431,11 @@ impl Stream {
             None => test(true, "listed".into()),
         }
     }
+}
+
+/// Where the server parameters live (interface §4).
+pub(super) fn parameters_path() -> DsPath {
+    DsPath::parse(params::PATH).unwrap_or_else(|_| DsPath::root())
 }
 
 fn edit_failure(error: Option<crate::ds::edit::EditError>) -> Failure {

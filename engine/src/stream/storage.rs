@@ -11,6 +11,7 @@ use ringpair_core::{
     input::{PersistToken, WorkToken},
 };
 use ringpair_wire::{
+    codec::Codec,
     compress::Decompressor,
     ds::Change,
     frame::CheckedFrame,
@@ -33,7 +34,7 @@ use crate::{
         store::Checkpoint,
     },
     journal::JournalReader,
-    ring::{Completion, Driver, Op, Token},
+    ring::{Completion, Driver, Token},
 };
 
 /// How often the state is written behind the journal.
@@ -48,13 +49,15 @@ pub struct ControlWriter {
     in_flight: Option<PersistToken>,
     /// The newest state that waits: it stands for those before it.
     waiting: Option<(PersistToken, Vec<u8>)>,
+    /// What failed before it reached the driver.
+    failed: Option<(PersistToken, String)>,
 }
 
 impl ControlWriter {
     /// A writer of `file`.
     #[must_use]
     pub const fn new(file: ControlFile) -> Self {
-        Self { file, in_flight: None, waiting: None }
+        Self { file, in_flight: None, waiting: None, failed: None }
     }
 
     /// Takes a state to be written with the next [`pump`](Self::pump).
@@ -68,25 +71,35 @@ impl ControlWriter {
             return;
         }
         let Some((token, payload)) = self.waiting.take() else { return };
-        let (fd, bytes, offset) = self.file.next_slot(&payload);
-        let op = Op::WriteSynced { fd, slices: vec![bytes], offset };
+        let op = match self.file.begin_store(&payload) {
+            Ok(op) => op,
+            Err(error) => {
+                self.failed = Some((token, error.to_string()));
+                return;
+            }
+        };
         match driver.submit(Token::new(Token::LOOP, op_kind::CONTROL, 0), op) {
             Ok(()) => self.in_flight = Some(token),
             // No room in the driver: the next turn tries again.
-            Err(_) => self.waiting = Some((token, payload)),
+            Err(_) => {
+                self.file.abandon_store();
+                self.waiting = Some((token, payload));
+            }
         }
     }
 
     /// Takes the completion of the write in flight.
     pub fn on_completion(&mut self, completion: Completion) -> Option<CoreCompletion> {
         let token = self.in_flight.take()?;
-        Some(match completion.result {
-            Ok(_) => {
-                self.file.slot_written();
-                CoreCompletion::Persisted(token)
-            }
-            Err(error) => CoreCompletion::PersistFailed(token, format!("the control file cannot be written: {error}")),
+        Some(match self.file.end_store(completion.result) {
+            Ok(()) => CoreCompletion::Persisted(token),
+            Err(error) => CoreCompletion::PersistFailed(token, error.to_string()),
         })
+    }
+
+    /// What failed before it reached the driver.
+    pub fn take_failure(&mut self) -> Option<CoreCompletion> {
+        self.failed.take().map(|(token, why)| CoreCompletion::PersistFailed(token, why))
     }
 }
 

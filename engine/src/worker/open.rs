@@ -10,6 +10,7 @@ use ringpair_core::{
     input::JournalView,
 };
 use ringpair_wire::{
+    codec::Codec,
     control::EpochStart,
     frame::CheckedFrame,
     id::{Epoch, Position, Version},
@@ -22,7 +23,7 @@ use crate::{
         status::Warning,
     },
     config::Config,
-    control_file::ControlFile,
+    control_file::{ControlFile, control_path},
     ds::{
         ContentStore, Tree, TreeHandle,
         archive::DivergenceArchive,
@@ -74,9 +75,10 @@ pub(super) fn open(config: &Config) -> Result<Opened, StartError> {
     let events = EventLog::open(&dir.join("events.jsonl"))?;
     let mut findings = Findings { events: events.clone(), warnings: Vec::new(), whole: true };
     let (control, loaded) = ControlFile::open(dir)?;
-    let mut persisted = loaded.payload.as_deref().map(Persisted::from_bytes).transpose()?;
+    let stored = Some(loaded.payload).filter(|payload| !payload.is_empty());
+    let mut persisted = stored.as_deref().map(Persisted::from_bytes).transpose()?;
     if loaded.damaged {
-        findings.warn("control-file", format!("a slot of {} is damaged", dir.join("control").display()));
+        findings.warn("control-file", format!("a slot of {} is damaged", control_path(dir).display()));
         if let Some(persisted) = &mut persisted {
             // The damaged slot may have held the next promotion: it counts as one base above the sound one (protocol §1).
             persisted.highest_epoch = Epoch(persisted.highest_epoch.0 + Epoch::BASE);
@@ -173,9 +175,14 @@ fn view(recovered: &Recovered, applier: &Applier) -> JournalView {
     }
 }
 
-/// The position before each epoch's first frame. The journal knows the end of that frame, which holds the epoch record
-/// alone; the core wants what it follows.
+/// Where each epoch that has a frame here begins; one that began before what is held begins there.
 fn epochs(recovered: &Recovered) -> Vec<EpochStart> {
-    let _ = recovered;
-    Vec::new()
+    let mut epochs: Vec<EpochStart> =
+        recovered.epochs.iter().map(|(epoch, after)| EpochStart { epoch: *epoch, after: *after }).collect();
+    let base = recovered.oldest;
+    let begun_before = base.seq.0 > 0 && epochs.first().is_none_or(|first| first.after != base);
+    if begun_before && base != recovered.end {
+        epochs.insert(0, EpochStart { epoch: base.epoch, after: base });
+    }
+    epochs
 }

@@ -133,6 +133,12 @@ impl Parameters {
         self.is_explicit(id).then(|| self.get(id)).flatten()
     }
 
+    /// The text set explicitly, as it stands in the tree.
+    #[must_use]
+    pub fn explicit_text(&self, id: ParamId) -> Option<&str> {
+        self.texts.get(&id).map(String::as_str)
+    }
+
     /// A number or seconds; `None` where neither value nor default exists.
     #[must_use]
     pub fn number(&self, id: ParamId) -> Option<i64> {
