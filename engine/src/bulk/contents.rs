@@ -122,7 +122,7 @@ impl Contents {
     fn part(&mut self) -> Option<(MessageKind, Vec<Shared>)> {
         while self.serving.is_none() {
             let (id, at) = self.asked.pop_front()?;
-            match self.store.open_content(&id).and_then(|file| Ok((file, self.store.len(&id).unwrap_or(0)))) {
+            match self.store.open_content(&id).map(|file| (file, self.store.len(&id).unwrap_or(0))) {
                 Ok((file, len)) if at <= len => self.serving = Some(Served { id, file, at, len }),
                 Ok(_) => tracing::warn!(%id, at, "the peer asks behind the end of a content"),
                 Err(error) => tracing::warn!(%id, %error, "the peer asks for a content that is not here"),

@@ -38,12 +38,6 @@ impl Lanes {
         self.open = true;
     }
 
-    /// Whether connections are wanted at all.
-    #[must_use]
-    pub fn is_open(&self) -> bool {
-        self.open
-    }
-
     /// Dials the ping lanes that are down without waiting for their time.
     pub fn hurry(&mut self) {
         for lane in &mut self.ping {

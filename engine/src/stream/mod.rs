@@ -29,7 +29,7 @@ use std::{
 use crossbeam::channel::Receiver;
 use ringpair_core::{
     Completion as CoreCompletion, Config as CoreConfig, Instant, Node, Persisted,
-    input::{Command, CommandToken, WorkToken},
+    input::{Command, WorkToken},
     supervisor::WorkerStatus,
 };
 use ringpair_wire::{
@@ -43,7 +43,7 @@ pub use self::{applier::Applier, changes::Changes, clock::now, storage::ControlW
 use self::{feed::Feed, jobs::Jobs, lanes::Lanes, requests::Pending, verify::Verifier, writes::Writes};
 use crate::{
     api::{
-        backend::{Request, SwitchDone},
+        backend::Request,
         events::{Event, EventLog},
         status::{DivergenceSummary, IoStatus, StatusCell, Warning},
     },
@@ -478,7 +478,7 @@ impl Stream {
             position: Position::default(),
             lease_ms: u32::try_from(status.lease.as_millis()).unwrap_or(u32::MAX),
         };
-        let mut say = |message: &FromWorker| {
+        let say = |message: &FromWorker| {
             if let Err(error) = self.link.send(message) {
                 tracing::debug!(%error, "the supervisor does not hear");
             }

@@ -378,7 +378,7 @@ impl Stream {
         let parameters = Parameters::read(&self.applier.tree().snapshot());
         let text = |number| parameters.explicit_text(params::ParamId(number)).unwrap_or_default();
         let devices = self.config.mirror.devices == Devices::Recreate;
-        match RootSet::parse(&text(63), &text(64), &text(65), devices) {
+        match RootSet::parse(text(63), text(64), text(65), devices) {
             Ok(roots) => {
                 self.unwarn("mirror-parameters");
                 roots

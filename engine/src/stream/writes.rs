@@ -197,12 +197,6 @@ impl Writes {
     pub fn next_timeout(&self, now: StdInstant) -> Option<Duration> {
         self.deadlines.peek().map(|Reverse((deadline, _))| deadline.saturating_duration_since(now))
     }
-
-    /// How many writes wait.
-    #[must_use]
-    pub fn waiting(&self) -> usize {
-        self.waiting.len()
-    }
 }
 
 fn seal(builder: &mut FrameBuilder, compressor: &mut Compressor) -> Option<Closed> {
