@@ -62,7 +62,9 @@ pub type StartError = Box<dyn std::error::Error + Send + Sync>;
 pub fn identity(config: &Config) -> Result<Option<Arc<Identity>>, StartError> {
     Ok(match config.security.mode {
         SecurityMode::Off => None,
-        SecurityMode::MutualTls => Some(Arc::new(keys::load(&config.security.dir, config.member, time::OffsetDateTime::now_utc())?)),
+        SecurityMode::MutualTls => {
+            Some(Arc::new(keys::load(&config.security.dir, config.member, time::OffsetDateTime::now_utc())?))
+        }
     })
 }
 
@@ -92,7 +94,11 @@ pub fn run(config: Config, options: RunOptions) -> Result<ExitCode, StartError> 
         })?
     };
     let Ok(Opened { backend, driver }) = opened.recv() else {
-        return Err(stream.join().map_err(|_| "the stream thread panicked")?.err().unwrap_or_else(|| "no start".into()));
+        return Err(stream
+            .join()
+            .map_err(|_| "the stream thread panicked")?
+            .err()
+            .unwrap_or_else(|| "no start".into()));
     };
     let unix = (bind_unix(&config.api.socket, &rule)?, rule);
     let tcp = match (config.api.http, token) {
@@ -163,7 +169,11 @@ fn random() -> Result<[u8; 16], StartError> {
 }
 
 /// The transport's configuration for one of the two loops.
-fn transport_config(config: &Config, identity: Option<Arc<Identity>>, instance: u64) -> Result<TransportConfig, StartError> {
+fn transport_config(
+    config: &Config,
+    identity: Option<Arc<Identity>>,
+    instance: u64,
+) -> Result<TransportConfig, StartError> {
     let (own, peer) = (config.own(), config.peer());
     let local = |endpoint: &crate::config::Endpoint| {
         endpoint.resolve().map(|address| address.ip()).ok().filter(|ip| !ip.is_unspecified())
@@ -281,7 +291,10 @@ fn bulk_thread(
         root: config.mirror.root.clone(),
         forbidden: vec![config.storage.dir.clone(), config.security.dir.clone()],
     };
-    let transport = Transport::new(TransportConfig { heartbeats: false, hand_over: Vec::new(), ..transport_config(config, identity, instance)? }, Vec::new())?;
+    let transport = Transport::new(
+        TransportConfig { heartbeats: false, hand_over: Vec::new(), ..transport_config(config, identity, instance)? },
+        Vec::new(),
+    )?;
     let options = driver_options(config);
     let (sender, receiver) = mpsc::sync_channel::<io::Result<Waker>>(1);
     let thread = std::thread::Builder::new().name("bulk".into()).spawn(move || {

@@ -121,7 +121,11 @@ fn an_active_without_backup_says_that_it_is_alone() {
     pair.b.stop();
     let answer = pair.a.ask("PUT", "/v1/ds/X?ack=durable", br#"{"attributes":{"A":["1"]}}"#).unwrap();
     let json = answer.json();
-    assert_eq!((answer.status, json["level"].as_str(), json["alone"].as_bool()), (200, Some("local"), Some(true)), "{json}");
+    assert_eq!(
+        (answer.status, json["level"].as_str(), json["alone"].as_bool()),
+        (200, Some("local"), Some(true)),
+        "{json}"
+    );
     let (code, _, _) = pair.a.command(&["sync", "--timeout", "10"]);
     assert_eq!(code, 4, "there is nobody to be in sync with");
     pair.b.start(&[]);

@@ -120,8 +120,7 @@ fn a_storage_directory_is_used_by_one_process_and_never_mirrored() {
     assert!(err.contains("in use"), "{err}");
     let inside = pair.a.root().join("srv/storage");
     let set = format!("storage.dir={}", inside.display());
-    let (code, _, err) =
-        pair.a.command(&["run", "--set", &set, "--set", "parameters.CustomMirrorDir=+/srv"]);
+    let (code, _, err) = pair.a.command(&["run", "--set", &set, "--set", "parameters.CustomMirrorDir=+/srv"]);
     assert_eq!(code, 2, "{err}");
     assert!(err.contains("storage.dir") && err.contains("Try:"), "{err}");
 }

@@ -28,6 +28,8 @@ struct Run {
 /// What is compared and what is served.
 #[derive(Default)]
 pub struct Comparisons {
+    /// Waits for the lane.
+    waiting: Option<(ResyncPurpose, TreeSnapshot)>,
     run: Option<Run>,
     server: Option<ResyncServer>,
     /// The peer's `Begin` waits for a snapshot.
@@ -36,16 +38,22 @@ pub struct Comparisons {
 }
 
 impl Comparisons {
-    /// Begins a comparison; an earlier one ends.
+    /// Begins a comparison, as soon as the lane is up; an earlier one ends.
     pub fn begin(&mut self, purpose: ResyncPurpose, own: TreeSnapshot, connected: bool) -> Vec<BulkEvent> {
-        let mut events = self.abandon("another comparison was begun");
-        if !connected {
-            events.push(failed(purpose, "the bulk lane is down".into()));
-            return events;
+        let events = self.abandon("another comparison was begun");
+        self.waiting = Some((purpose, own));
+        if connected {
+            self.connected();
         }
-        let client = ResyncClient::new(ResyncIndex::build(&own));
-        self.run = Some(Run { purpose, client, own });
         events
+    }
+
+    /// The lane is up: what waited for it begins.
+    pub fn connected(&mut self) {
+        if let Some((purpose, own)) = self.waiting.take() {
+            let client = ResyncClient::new(ResyncIndex::build(&own));
+            self.run = Some(Run { purpose, client, own });
+        }
     }
 
     /// The snapshot that was wanted: from now on the peer compares with it.
@@ -67,7 +75,9 @@ impl Comparisons {
     }
 
     fn abandon(&mut self, why: &str) -> Vec<BulkEvent> {
-        self.run.take().map(|run| failed(run.purpose, why.into())).into_iter().collect()
+        let waiting = self.waiting.take().map(|(purpose, _)| purpose);
+        let running = self.run.take().map(|run| run.purpose);
+        waiting.into_iter().chain(running).map(|purpose| failed(purpose, why.into())).collect()
     }
 
     /// A message of the peer.

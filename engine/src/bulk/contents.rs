@@ -3,11 +3,7 @@
 //! Always: a request names how much is here already, so that a cut lane costs no byte twice; memory is one chunk in each
 //! direction. Never: a content that is given out under a digest it does not have.
 
-use std::{
-    collections::VecDeque,
-    fs::File,
-    os::unix::fs::FileExt,
-};
+use std::{collections::VecDeque, fs::File, os::unix::fs::FileExt};
 
 use ringpair_wire::{
     ds::ContentId,

@@ -8,11 +8,7 @@ use std::{collections::VecDeque, sync::Arc};
 use crossbeam::channel::{Receiver, Sender, TrySendError, bounded};
 use ringpair_core::input::WorkToken;
 use ringpair_fsmon::roots::RootSet;
-use ringpair_wire::{
-    ds::ContentId,
-    id::Epoch,
-    lane::PathKind,
-};
+use ringpair_wire::{ds::ContentId, id::Epoch, lane::PathKind};
 
 use crate::{
     api::backend::Difference,

@@ -27,7 +27,9 @@ use self::{
 };
 use crate::{
     ds::ContentStore,
-    mirror::{MirrorBase, MirrorError, MirrorMessage, MirrorStatus, Sink, SinkOptions, Source, SourceEvent, SourceOptions},
+    mirror::{
+        MirrorBase, MirrorError, MirrorMessage, MirrorStatus, Sink, SinkOptions, Source, SourceEvent, SourceOptions,
+    },
     ring::{Completion, Driver, Fd, Op, Shared, Token},
     transport::{ConnId, Transport, TransportEvent},
 };
@@ -170,11 +172,7 @@ impl Bulk {
         };
         let dial = (self.dial && self.conn.is_none()).then(|| self.next_dial.saturating_duration_since(now));
         let untold = (self.status() != self.told).then(|| STATUS_EVERY.saturating_sub(self.told_at.elapsed()));
-        [self.transport.next_timeout(now), mirror, dial, untold, Some(IDLE)]
-            .into_iter()
-            .flatten()
-            .min()
-            .unwrap_or(IDLE)
+        [self.transport.next_timeout(now), mirror, dial, untold, Some(IDLE)].into_iter().flatten().min().unwrap_or(IDLE)
     }
 
     /// The mirror's clock.
@@ -286,6 +284,7 @@ impl Bulk {
             source.connected(now);
         }
         self.contents.connected();
+        self.comparisons.connected();
         let dscp = self.transport.info(conn).and_then(|info| info.dscp).map(|dscp| dscp.number());
         self.stream.send(BulkEvent::Lane(Some(dscp.unwrap_or_default())));
     }
@@ -436,7 +435,9 @@ impl Bulk {
     }
 
     fn connect(&mut self, now: Instant) {
-        let Some(path) = self.path.filter(|_| self.dial && self.conn.is_none() && self.next_dial <= now) else { return };
+        let Some(path) = self.path.filter(|_| self.dial && self.conn.is_none() && self.next_dial <= now) else {
+            return;
+        };
         if self.transport.dial(LaneKind::Bulk, path, now).is_err() {
             self.next_dial = now + REDIAL;
         } else {

@@ -57,6 +57,9 @@ fn seconds(text: &str) -> Result<f64, String> {
 pub enum Command {
     /// The member itself, in the foreground.
     Run(RunArgs),
+    /// The worker of a member, started by its supervisor.
+    #[command(hide = true)]
+    Worker(RunArgs),
     /// Validates the configuration file and this host, and prints every problem at once.
     Check,
     /// What this member does, and what it knows of its peer.

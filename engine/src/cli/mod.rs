@@ -55,6 +55,7 @@ fn dispatch(cli: Cli) -> Result<ExitCode, CliError> {
     let shared = cli.shared;
     match cli.command {
         Command::Run(options) => return member::run(&shared, options),
+        Command::Worker(options) => return member::worker(&shared, options),
         Command::Check => check::check(&shared)?,
         Command::Keys { action } => keys::keys(&shared, action)?,
         Command::Man => clap_mangen::Man::new(Cli::command()).render(&mut io::stdout())?,
@@ -103,7 +104,12 @@ async fn ask(command: Command, shared: &Shared, client: &Client) -> Result<(), C
             MirrorAction::ExcludeTest { path } => ops::mirror_test(shared, client, &path).await,
         },
         // Handled before: they need no member.
-        Command::Run(_) | Command::Check | Command::Keys { .. } | Command::Man | Command::Completions { .. } => Ok(()),
+        Command::Run(_)
+        | Command::Worker(_)
+        | Command::Check
+        | Command::Keys { .. }
+        | Command::Man
+        | Command::Completions { .. } => Ok(()),
     }
 }
 

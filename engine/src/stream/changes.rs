@@ -89,7 +89,8 @@ impl Changes {
             return Ok(from);
         }
         // The last record that both histories have: within the cursor's own epoch, or before the first later one.
-        let ended = self.epochs.iter().find(|(epoch, _)| *epoch > from.epoch).map_or(newest.seq.0, |(_, first)| first.0 - 1);
+        let ended =
+            self.epochs.iter().find(|(epoch, _)| *epoch > from.epoch).map_or(newest.seq.0, |(_, first)| first.0 - 1);
         let seq = Seq(ended.min(from.seq.0).max(self.floor.seq.0));
         let common = Version { epoch: self.epoch_at(seq), seq };
         Err(Failure::refused(
@@ -148,7 +149,6 @@ fn concerns(what: &WatchWhat, path: &DsPath) -> bool {
     }
 }
 
-
 #[cfg(test)]
 mod tests {
     use ringpair_wire::ds::Object;
@@ -163,13 +163,19 @@ mod tests {
 
     fn note(changes: &mut Changes, seq: u64, commit: u64, path: &str) {
         let path = DsPath::parse(path).unwrap();
-        let object = Object { path: path.clone(), class: "".into(), attributes: Default::default(), version: version(seq) };
+        let object =
+            Object { path: path.clone(), class: "".into(), attributes: Default::default(), version: version(seq) };
         let applied = Applied { object: Some(Arc::new(Entry::new(object))), ..Applied::default() };
         let change = Change::Put { path, class: None, replace: false, attributes: Vec::new() };
         changes.note(version(seq), Seq(commit), &change, &applied);
     }
 
-    fn watch(changes: &mut Changes, path: &str, from: u64, newest: u64) -> Result<mpsc::Receiver<WatchChange>, Failure> {
+    fn watch(
+        changes: &mut Changes,
+        path: &str,
+        from: u64,
+        newest: u64,
+    ) -> Result<mpsc::Receiver<WatchChange>, Failure> {
         let (sender, receiver) = mpsc::channel(16);
         let (reply, mut answer) = oneshot::channel();
         let path = DsPath::parse(path).unwrap();

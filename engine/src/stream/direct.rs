@@ -4,12 +4,7 @@
 //! has not decided.
 
 use ringpair_core::{Completion, Instant};
-use ringpair_wire::{
-    codec::Codec,
-    control::Role,
-    id::Position,
-    lane::MessageKind,
-};
+use ringpair_wire::{codec::Codec, control::Role, id::Position, lane::MessageKind};
 
 use super::{BulkTold, Stream, requests::parameters_path};
 use crate::{

@@ -156,7 +156,8 @@ impl Stream {
                 self.node.handle_completion(now, Completion::Replayed(work));
             }
             Err(error) => {
-                self.node.handle_completion(now, Completion::SyncFailed(format!("a journalled frame is damaged: {error}")));
+                self.node
+                    .handle_completion(now, Completion::SyncFailed(format!("a journalled frame is damaged: {error}")));
             }
         }
     }
@@ -236,7 +237,11 @@ impl Stream {
             Err(error) => (false, Some(format!("{name} for epoch {epoch}: {error}"))),
         };
         if let Some(text) = text {
-            if ok { self.unwarn("hook-failed") } else { self.warn("hook-failed", text.clone()) }
+            if ok {
+                self.unwarn("hook-failed")
+            } else {
+                self.warn("hook-failed", text.clone())
+            }
             self.events.append(Event::new("hook", epoch.0, text));
         }
         self.node.handle_completion(now, Completion::HookFinished { hook, epoch, ok });

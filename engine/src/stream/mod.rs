@@ -49,7 +49,11 @@ use crate::{
     },
     bulk::link::{BulkCommand, StreamSide},
     config::{CompressionLevel, Config},
-    ds::{Entry, TreeSnapshot, archive::DivergenceArchive, store::{Checkpointer, StateStore}},
+    ds::{
+        Entry, TreeSnapshot,
+        archive::DivergenceArchive,
+        store::{Checkpointer, StateStore},
+    },
     hooks::Hooks,
     journal::{Journal, JournalEvent},
     mirror::{ArchiveFiles, MirrorStatus, RootSet},
@@ -389,7 +393,10 @@ impl Stream {
                 CoreCompletion::SyncFailed(error.to_string())
             }
             JournalEvent::NoRoom { error } => {
-                self.warn("journal-no-room", format!("{error}. Try: make room in {}", self.config.storage.dir.display()));
+                self.warn(
+                    "journal-no-room",
+                    format!("{error}. Try: make room in {}", self.config.storage.dir.display()),
+                );
                 CoreCompletion::JournalFull(error.to_string())
             }
             JournalEvent::Room => {
@@ -557,7 +564,8 @@ impl Stream {
         } else {
             self.lagging_since = None;
         }
-        let lag_ms = self.lagging_since.map_or(0, |since| u64::try_from(now.since(since).as_millis()).unwrap_or(u64::MAX));
+        let lag_ms =
+            self.lagging_since.map_or(0, |since| u64::try_from(now.since(since).as_millis()).unwrap_or(u64::MAX));
         let blockers = match core.role {
             Role::Active => report::file_blockers(&self.mirror),
             _ => Vec::new(),

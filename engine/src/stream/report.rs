@@ -20,8 +20,8 @@ use crate::{
     api::{
         events::{Event, rfc3339},
         status::{
-            Blocker, BlockerKind, ConnectionStatus, Connections, DetectionStatus, DivergenceSummary, DsStatus, IoStatus,
-            LastSwitch, MirrorState, MirrorStatus, Mode, PairMode, PeerStatus, Role, State, Status, Warning,
+            Blocker, BlockerKind, ConnectionStatus, Connections, DetectionStatus, DivergenceSummary, DsStatus,
+            IoStatus, LastSwitch, MirrorState, MirrorStatus, Mode, PairMode, PeerStatus, Role, State, Status, Warning,
         },
     },
     config::{Config, SecurityMode},
@@ -132,7 +132,8 @@ fn connection(parts: &Parts<'_>, path: PathKind, status: PathStatus) -> Connecti
         let conn = parts.transport.conn(lane, path)?;
         parts.transport.info(conn)?.dscp.map(|dscp| dscp.number())
     };
-    let lanes = [LaneKind::Ping, LaneKind::Ds].into_iter().filter_map(|lane| Some((lane.name().to_owned(), mark(lane)?)));
+    let lanes =
+        [LaneKind::Ping, LaneKind::Ds].into_iter().filter_map(|lane| Some((lane.name().to_owned(), mark(lane)?)));
     ConnectionStatus {
         up: status.up,
         rtt_us: status.rtt.map(|rtt| u64::try_from(rtt.as_micros()).unwrap_or(u64::MAX)),
@@ -188,8 +189,10 @@ pub fn status(node: &Node, now: Instant, parts: &Parts<'_>) -> Option<Status> {
     let mut blockers = node.switch_blockers(now);
     blockers.extend(parts.blockers.iter().cloned());
     let millis = |duration: std::time::Duration| u64::try_from(duration.as_millis()).unwrap_or(u64::MAX);
-    let mut connections =
-        Connections { main: connection(parts, PathKind::Main, core.paths[0]), aux: connection(parts, PathKind::Aux, core.paths[1]) };
+    let mut connections = Connections {
+        main: connection(parts, PathKind::Main, core.paths[0]),
+        aux: connection(parts, PathKind::Aux, core.paths[1]),
+    };
     if let Some(dscp) = parts.bulk_dscp {
         connections.main.lanes.insert(LaneKind::Bulk.name().into(), dscp);
     }
@@ -257,9 +260,11 @@ fn last_switch(switch: &PersistedSwitch, config: &Config) -> LastSwitch {
 pub fn event(event: &CoreEvent) -> Event {
     let line = Event::new(event.code.name(), event.epoch.0, event.reason.clone());
     match event.code {
-        EventCode::Suspicion | EventCode::SuspicionEnded | EventCode::Promotion | EventCode::Release | EventCode::Switch => {
-            line.of_switch(event.epoch.0)
-        }
+        EventCode::Suspicion
+        | EventCode::SuspicionEnded
+        | EventCode::Promotion
+        | EventCode::Release
+        | EventCode::Switch => line.of_switch(event.epoch.0),
         _ => line,
     }
 }

@@ -162,9 +162,10 @@ impl Stream {
             return Err((reply, refused));
         }
         let tree = self.applier.tree().snapshot();
-        let changes = match resolve_all(&tree, &operations) {
+        let single = operations.len() == 1;
+        let changes = match resolve_all(&tree, operations) {
             Ok(changes) => changes,
-            Err(error) if operations.len() == 1 => {
+            Err(error) if single => {
                 return Err((reply, edit_failure(error.errors.into_iter().next().map(|line| line.error))));
             }
             Err(error) => return Err((reply, Failure::Malformed(error.to_string()))),
@@ -214,8 +215,7 @@ impl Stream {
 
     pub(super) fn active_member(&self, peer: Role) -> Option<ActiveMember> {
         let member = self.config.peer();
-        (peer == Role::Active)
-            .then(|| ActiveMember { name: member.name.clone(), address: member.address.to_string() })
+        (peer == Role::Active).then(|| ActiveMember { name: member.name.clone(), address: member.address.to_string() })
     }
 
     fn request(&mut self, request: Request, now: Instant) {
@@ -346,7 +346,11 @@ impl Stream {
             let _ = run.reply.send(Err(failure));
             return;
         }
-        if records { run.records = true } else { run.files = true }
+        if records {
+            run.records = true
+        } else {
+            run.files = true
+        }
         if run.records && run.files {
             let took_ms = u64::try_from(run.started.elapsed().as_millis()).unwrap_or(u64::MAX);
             let _ = run.reply.send(Ok(SyncDone { took_ms, seq: run.seq }));
@@ -360,12 +364,8 @@ impl Stream {
         let values = |value: &str| vec![Value::Text(value.into())];
         let attributes =
             self.config.parameters.iter().map(|(name, value)| (name.clone(), ValueEdit::Set(values(value)))).collect();
-        let operation = Operation::Put {
-            path: parameters_path(),
-            class: Some("Parameters".into()),
-            replace: false,
-            attributes,
-        };
+        let operation =
+            Operation::Put { path: parameters_path(), class: Some("Parameters".into()), replace: false, attributes };
         // Nobody waits for the answer.
         let (reply, _) = oneshot::channel();
         let deadline = StdInstant::now() + crate::api::backend::ANSWER_WITHIN;

@@ -121,7 +121,8 @@ impl Stream {
     /// Offers the state for a checkpoint now and then, and lets go of the journal that nobody needs.
     pub(super) fn checkpoint(&mut self, now: Instant) {
         self.checkpoints.durable(self.journal.synced().seq);
-        if now.since(self.last_checkpoint) < CHECKPOINT_EVERY || self.applier.in_transaction() || self.resync.is_some() {
+        if now.since(self.last_checkpoint) < CHECKPOINT_EVERY || self.applier.in_transaction() || self.resync.is_some()
+        {
             return;
         }
         self.last_checkpoint = now;
@@ -206,7 +207,7 @@ impl Stream {
     /// Everything that differs is here: save it, then take it.
     pub(super) fn staged(&mut self, work: WorkToken, staged: &Staged) {
         if self.resync.as_ref().is_some_and(|run| run.is(work)) {
-            let text = format!("{} objects differ from the active's", staged.difference_count());
+            let text = format!("{} objects differ from the active's", staged.differences().count());
             self.events.append(Event::new("replication", self.node.epoch().0, text));
             self.checkpoints.replace(staged.state().clone());
             self.staged_state = Some(staged.state().clone());

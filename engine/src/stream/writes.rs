@@ -169,8 +169,9 @@ impl Writes {
             }),
             WriteOutcome::Reached { .. } | WriteOutcome::Unknown => Err(Failure::NotReached {
                 version: Some(version),
-                message: "this member ceased to be active before the level was reached: the change is unknown, not undone"
-                    .into(),
+                message:
+                    "this member ceased to be active before the level was reached: the change is unknown, not undone"
+                        .into(),
             }),
         };
         // A client that has gone does not hear it.

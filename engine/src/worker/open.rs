@@ -5,10 +5,7 @@
 
 use std::fs;
 
-use ringpair_core::{
-    Persisted, Start,
-    input::JournalView,
-};
+use ringpair_core::{Persisted, Start, input::JournalView};
 use ringpair_wire::{
     codec::Codec,
     control::EpochStart,
@@ -24,13 +21,10 @@ use crate::{
     },
     config::Config,
     control_file::{ControlFile, control_path},
-    ds::{
-        ContentStore, Tree, TreeHandle,
-        archive::DivergenceArchive,
-        store::StateStore,
-    },
+    ds::{ContentStore, Tree, TreeHandle, archive::DivergenceArchive, store::StateStore},
     journal::{Journal, JournalOptions, Recovered},
     stream::{Applier, Changes},
+    supervisor::remains::JOURNAL_DIR,
 };
 
 /// Everything that the member keeps.
@@ -84,7 +78,7 @@ pub(super) fn open(config: &Config) -> Result<Opened, StartError> {
             persisted.highest_epoch = Epoch(persisted.highest_epoch.0 + Epoch::BASE);
         }
     }
-    let (journal, recovered) = Journal::open(&dir.join("journal"), JournalOptions::default())?;
+    let (journal, recovered) = Journal::open(&dir.join(JOURNAL_DIR), JournalOptions::default())?;
     report_journal(&recovered, &mut findings);
     let contents = ContentStore::open(dir)?;
     let archive = DivergenceArchive::open(dir)?;
@@ -112,10 +106,22 @@ pub(super) fn open(config: &Config) -> Result<Opened, StartError> {
         persisted.complete &= findings.whole;
     }
     let journal_view = view(&recovered, &applier);
-    let start = Start { persisted, journal: journal_view, fresh_history: Default::default() };
+    let start = Start {
+        persisted,
+        journal: journal_view,
+        fresh_history: Default::default(),
+        unix_ms_at_zero: unix_ms_at_zero(),
+    };
     let Findings { warnings, .. } = findings;
     fs::create_dir_all(dir)?;
     Ok(Opened { journal, control, start, applier, changes, tree, contents, store, archive, events, warnings })
+}
+
+/// The wall clock at zero of the loops' clock.
+fn unix_ms_at_zero() -> u64 {
+    let wall = std::time::SystemTime::now().duration_since(std::time::UNIX_EPOCH).unwrap_or_default();
+    let wall = u64::try_from(wall.as_millis()).unwrap_or(u64::MAX);
+    wall.saturating_sub(crate::stream::now().millis())
 }
 
 fn report_journal(recovered: &Recovered, findings: &mut Findings) {
@@ -144,7 +150,11 @@ fn replay(journal: &Journal, from: Position, applier: &mut Applier, changes: &mu
     let reader = journal.reader();
     let from = if from == Position::default() { journal.oldest() } else { from };
     if from.seq.0 > 0 && from != applier.position() && journal.end() != from {
-        findings.lost("state", format!("the journal begins at {}:{} and there is no state of it", from.epoch, from.seq));
+        findings
+            .lost("state", format!("the journal begins at {}:{} and there is no state of it", from.epoch, from.seq));
+        return;
+    }
+    if from == journal.end() {
         return;
     }
     let mut cursor = match reader.after(&from) {
