@@ -1,13 +1,13 @@
 //! `ringpair run`: the member itself; and the hidden subcommand that its supervisor starts as worker.
 
-use std::{ffi::OsString, process::ExitCode, sync::Arc};
+use std::{ffi::OsString, process::ExitCode};
 
 use super::{
     args::{RunArgs, Shared},
     client::CliError,
 };
 use crate::{
-    supervisor::{self, Start, remains::Remains, worker::WorkerCommand},
+    supervisor::{self, Start},
     worker::{self, RunOptions},
 };
 
@@ -15,14 +15,9 @@ use crate::{
 pub(super) fn run(shared: &Shared, options: RunArgs) -> Result<ExitCode, CliError> {
     let config = super::config(shared)?;
     log_to_stderr();
-    let remains = Remains::of(config.storage.dir.clone());
     let again = shared.clone();
-    let start = Start {
-        command: WorkerCommand::this(worker_arguments(shared, options)),
-        estate: Box::new(remains.clone()),
-        tail: Arc::new(remains),
-        read_again: Box::new(move || super::config(&again).map_err(|error| error.to_string())),
-    };
+    let read_again = Box::new(move || super::config(&again).map_err(|error| error.to_string()));
+    let start = Start::new(&config, worker_arguments(shared, options), read_again);
     match supervisor::run(&config, start) {
         Ok(code) => Ok(ExitCode::from(code)),
         Err(error) => Err(CliError::Failed(error.to_string())),

@@ -305,6 +305,7 @@ impl Stream {
             self.complete(completion, now);
         }
         self.completions = completions;
+        self.hear_journal(now);
         self.pump_transport();
         self.take_events(now);
         self.hear_supervisor();
@@ -379,6 +380,16 @@ impl Stream {
             }
             _ => self.watch_link(),
         }
+    }
+
+    /// What the journal says without a completion: a segment file that cannot be made, or can again.
+    fn hear_journal(&mut self, now: Instant) {
+        let mut events = std::mem::take(&mut self.journal_events);
+        self.journal.poll_events(&mut events);
+        for event in events.drain(..) {
+            self.journal_event(event, now);
+        }
+        self.journal_events = events;
     }
 
     fn journal_event(&mut self, event: JournalEvent, now: Instant) {

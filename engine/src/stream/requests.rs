@@ -130,7 +130,8 @@ impl Stream {
                 }
             }
         }
-        if std::mem::take(&mut self.fill_parameters) {
+        if self.fill_parameters && self.node.status(now).is_some_and(|status| status.writable) {
+            self.fill_parameters = false;
             self.write_initial_parameters(now);
         }
         self.close_frame(now);

@@ -10,7 +10,6 @@ pub mod door;
 pub mod estate;
 pub mod host;
 pub mod link;
-pub mod remains;
 pub mod shell;
 pub mod signals;
 pub mod sockets;

@@ -24,7 +24,7 @@ use crate::{
     ds::{ContentStore, Tree, TreeHandle, archive::DivergenceArchive, store::StateStore},
     journal::{Journal, JournalOptions, Recovered},
     stream::{Applier, Changes},
-    supervisor::remains::JOURNAL_DIR,
+    supervisor::estate::JOURNAL_DIR,
 };
 
 /// Everything that the member keeps.
