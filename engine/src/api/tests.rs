@@ -23,8 +23,8 @@ use tokio::sync::watch;
 use super::{
     auth::{SocketRule, Token},
     backend::{
-        ActiveMember, Backend, DivergenceList, Failure, MirrorList, MirrorTest, Parts, Request, RoleAnswer, SwitchDone,
-        SyncDone, VerifyReport, WatchChange, WatchWhat, WriteDone, WriteRequest,
+        ActiveMember, Backend, Failure, MirrorList, MirrorTest, Parts, Request, RoleAnswer, SwitchDone, SyncDone,
+        VerifyReport, WatchChange, WatchWhat, WriteDone, WriteRequest,
     },
     events::{Event, EventLog},
     server::{Listeners, bind_tcp, bind_unix, serve},
@@ -217,10 +217,10 @@ fn respond(mut tree: Tree, how: &Behaviour, requests: &crossbeam::channel::Recei
                     watchers.push(watch);
                 }
             }
-            Request::DivergenceList(reply) => drop(reply.send(Ok(DivergenceList::default()))),
+            Request::DivergenceList(reply) => drop(reply.send(Ok(json!({"epoch": 0, "records": [], "files": []})))),
             Request::DivergenceShow { id, reply } => {
-                drop(reply.send(if id == 1 {
-                    Ok(json!({"id": 1}))
+                drop(reply.send(if id == "1-r1" {
+                    Ok(json!({"id": "1-r1"}))
                 } else {
                     Err(Failure::NotFound(format!("no {id}")))
                 }));
@@ -414,9 +414,8 @@ fn commands_have_their_calls() {
     assert_eq!(member.call("POST", "/v1/verify?deep", "").1["equal"], true);
     assert_eq!(member.call("POST", "/v1/verify", "").1["equal"], false);
     assert_eq!(member.call("GET", "/v1/divergence", "").1, json!({"epoch": 0, "records": [], "files": []}));
-    assert_eq!(member.call("GET", "/v1/divergence/1", "").0, 200);
+    assert_eq!(member.call("GET", "/v1/divergence/1-r1", "").0, 200);
     assert_eq!(member.call("GET", "/v1/divergence/2", "").0, 404);
-    assert_eq!(member.call("GET", "/v1/divergence/x", "").0, 400);
     assert_eq!(member.call("GET", "/v1/mirror", "").1["watch"], "fanotify");
     assert_eq!(member.call("GET", "/v1/mirror?test=%2Fsrv%2F%FF", "").1["rule"], "MirrorExceptions");
     assert_eq!(member.call("GET", "/v1/mirror?test=relative", "").0, 400);
