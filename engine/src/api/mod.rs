@@ -38,7 +38,6 @@ struct Api {
 }
 
 /// The routes of the API over `backend`, for [`server::serve`].
-#[must_use]
 pub fn router(backend: Backend) -> axum::Router {
     let bodies = Arc::new(Semaphore::new(ds::BODY_BUDGET_KIB));
     routes::router(Api { backend, bodies, streams: Arc::new(Semaphore::new(MAX_STREAMS)) })

@@ -110,9 +110,8 @@ pub async fn serve(listeners: Listeners, router: Router, stop: watch::Receiver<b
         }
     };
     let tcp_loop = async {
-        match tcp {
-            Some((listener, token)) => serve_tcp(listener, token, router.clone(), stop.clone()).await,
-            None => {}
+        if let Some((listener, token)) = tcp {
+            serve_tcp(listener, token, router.clone(), stop.clone()).await;
         }
     };
     tokio::join!(serve_unix(unix, rule, router.clone(), stop.clone()), tcp_loop);

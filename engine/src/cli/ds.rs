@@ -137,12 +137,15 @@ fn attributes(edits: &[impl AsRef<OsStr>]) -> Result<Json, CliError> {
     Ok(Json::Object(fields.collect()))
 }
 
+/// Which edit a list of values becomes.
+type MakeEdit = fn(Vec<Json>) -> Edit;
+
 fn one_edit(edit: &OsStr) -> Result<(String, Edit), CliError> {
     let usage = |what: &str| CliError::Usage(format!("{} {what}. Try: Extension=101", edit.display()));
     let all = edit.as_bytes();
     let at = all.iter().position(|byte| *byte == b'=').ok_or_else(|| usage("is not ATTR=VALUE"))?;
     let (name, text) = (&all[..at], &all[at + 1..]);
-    let (name, how): (&[u8], fn(Vec<Json>) -> Edit) = match name.split_last() {
+    let (name, how): (&[u8], MakeEdit) = match name.split_last() {
         Some((b'+', name)) => (name, Edit::Add),
         Some((b'-', name)) => (name, Edit::Remove),
         _ => (name, Edit::Set),

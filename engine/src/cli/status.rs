@@ -29,7 +29,7 @@ pub(super) fn bytes(count: u64) -> String {
     if unit == 0 {
         return format!("{count} B");
     }
-    let tenths = u128::from(count) * 10 >> (10 * unit);
+    let tenths = (u128::from(count) * 10) >> (10 * unit);
     format!("{}.{} {}", tenths / 10, tenths % 10, units[unit])
 }
 

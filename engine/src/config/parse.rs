@@ -423,7 +423,7 @@ fn contradictions(r: &mut Reader, config: &Config) {
     }
     let ends = [("members.A.aux", &members.a.aux, &members.b), ("members.A.address", &members.a.address, &members.b)];
     for (key, end, other) in ends {
-        if (*end == other.address || *end == other.aux) && !(key.ends_with("aux") && !members.a.has_aux()) {
+        if (*end == other.address || *end == other.aux) && (members.a.has_aux() || key.ends_with("address")) {
             let expected = "is the address of members.B as well: two members never share one";
             r.problem(key, &format!("\"{end}\""), expected, "an address and port of its own for each member");
         }
