@@ -3,16 +3,28 @@
 //! Always: contents are synced before they get their names, names before they are reported. Never: a report of
 //! something whose sync failed; a failed sync is not tried again on the same file, its change is sent anew.
 
-use std::{collections::BTreeMap, fs::File, os::fd::AsFd, os::fd::OwnedFd, sync::Arc};
+use std::{
+    collections::{BTreeMap, BTreeSet},
+    fs::File,
+    os::fd::AsFd,
+    os::fd::OwnedFd,
+    sync::Arc,
+};
 
-use nix::{errno::Errno, unistd::fsync};
+use nix::{
+    errno::Errno,
+    unistd::{fsync, syncfs},
+};
+use ringpair_fsmon::meta::Stat;
 use ringpair_wire::mirror::{Meta, MirrorPath};
 
 use super::tree::{Tree, TreeError, discard, set_meta_of_fd};
 use crate::mirror::MirrorError;
 
 /// How many files a group holds at most: each holds a descriptor.
-pub const MAX_FILES: usize = 256;
+pub const MAX_FILES: usize = 512;
+/// From how many files or directories on they are synced together.
+const TOGETHER: usize = 8;
 /// How many changes.
 pub const MAX_CHANGES: usize = 2048;
 /// How many bytes.
@@ -157,9 +169,7 @@ impl Group {
         for file in group.touched {
             worst = worst.or(fsync(file).err());
         }
-        for dir in dirs.into_values() {
-            worst = worst.or(fsync(&*dir).err());
-        }
+        worst = worst.or(sync_dirs(dirs).err());
         match worst {
             None => flushed.applied = waiting,
             Some(errno) => {
@@ -189,7 +199,30 @@ fn give_up(file: &Complete, error: TreeError, flushed: &mut Flushed) -> Result<(
     }
 }
 
-/// Syncs contents: writing back is begun for all before the first is waited for, so that the disk sees one long queue.
+/// Syncs contents: few one by one; many by one sync of their file system, which is one journal commit instead of many.
 fn sync_contents(files: &[Complete]) -> Vec<Result<(), Errno>> {
-    files.iter().map(|file| fsync(&file.file)).collect()
+    if files.len() < TOGETHER {
+        return files.iter().map(|file| fsync(&file.file)).collect();
+    }
+    let mut synced: BTreeMap<u64, Result<(), Errno>> = BTreeMap::new();
+    let mut sync = |file: &Complete| {
+        let device = Stat::of_fd(&file.file)?.dev;
+        *synced.entry(device).or_insert_with(|| syncfs(&file.file))
+    };
+    files.iter().map(&mut sync).collect()
+}
+
+/// The same for directories; the first error.
+fn sync_dirs(dirs: BTreeMap<MirrorPath, Arc<OwnedFd>>) -> Result<(), Errno> {
+    let together = dirs.len() >= TOGETHER;
+    let mut synced = BTreeSet::new();
+    dirs.into_values().try_for_each(|dir| {
+        if !together {
+            fsync(&*dir)
+        } else if synced.insert(Stat::of_fd(&*dir)?.dev) {
+            syncfs(&*dir)
+        } else {
+            Ok(())
+        }
+    })
 }
