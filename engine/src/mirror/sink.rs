@@ -516,12 +516,19 @@ impl Sink {
             return Ok(());
         };
         let mut flushed = self.group.flush(&mut session.tree)?;
-        let (gone_files, gone_bytes) = session.tree.take_gone();
+        let gone = session.tree.take_gone();
+        // A listing under way counts for itself what it has not passed yet.
+        let counts = |path: &MirrorPath| self.listing.as_ref().is_none_or(|listing| listing.has_counted(path));
+        let sum = |files: &[(MirrorPath, u64)]| {
+            let counted = files.iter().filter(|(path, _)| counts(path));
+            counted.fold((0, 0), |(files, bytes), (_, more)| (files + 1, bytes + more))
+        };
+        let ((files, bytes), (gone_files, gone_bytes)) = (sum(&flushed.files), sum(&gone));
         let status = &mut self.status;
-        status.files = (status.files + flushed.files.0).saturating_sub(gone_files);
-        status.bytes = (status.bytes + flushed.files.1).saturating_sub(gone_bytes);
-        status.files_moved += flushed.files.0;
-        status.bytes_moved += flushed.files.1;
+        status.files = (status.files + files).saturating_sub(gone_files);
+        status.bytes = (status.bytes + bytes).saturating_sub(gone_bytes);
+        status.files_moved += flushed.files.len() as u64;
+        status.bytes_moved += flushed.files.iter().map(|(_, bytes)| bytes).sum::<u64>();
         for generation in &flushed.applied {
             let path = self.group_paths.remove(generation);
             self.announced.settle(*generation, path.as_ref(), true);
@@ -548,8 +555,9 @@ impl Sink {
             && let Some(listing) = &mut self.listing
         {
             worked |= listing.turn(&mut self.outbox);
-            if let Some((files, bytes)) = listing.ended() {
-                (self.status.files, self.status.bytes) = (self.status.files + files, self.status.bytes + bytes);
+            let (files, bytes) = listing.take_counted();
+            (self.status.files, self.status.bytes) = (self.status.files + files, self.status.bytes + bytes);
+            if listing.ended() {
                 self.listing = None;
             }
         }

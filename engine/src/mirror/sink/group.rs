@@ -55,7 +55,7 @@ pub struct Flushed {
     /// Changes that failed.
     pub failed: Vec<(u64, String)>,
     /// Files that got their names, and their bytes.
-    pub files: (u64, u64),
+    pub files: Vec<(MirrorPath, u64)>,
 }
 
 /// Changes that are applied or ready, but not durable.
@@ -154,9 +154,8 @@ impl Group {
             match tree.put(file.dir.as_fd(), &file.temporary, name, &file.path) {
                 Ok(()) => {
                     waiting.push(file.generation);
-                    flushed.files.0 += 1;
-                    flushed.files.1 += file.bytes;
                     dirs.insert(file.path.parent().unwrap_or_default(), file.dir);
+                    flushed.files.push((file.path, file.bytes));
                 }
                 Err(error) => give_up(&file, error, &mut flushed)?,
             }

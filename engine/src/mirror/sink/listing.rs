@@ -31,6 +31,9 @@ pub struct Listing {
     own: BTreeSet<Vec<u8>>,
     counted: (u64, u64),
     ended: bool,
+    start: MirrorPath,
+    /// The last path that was listed.
+    position: Option<MirrorPath>,
     /// Whether the counts are those of a whole root.
     whole: bool,
 }
@@ -49,10 +52,20 @@ impl Listing {
         own: BTreeSet<Vec<u8>>,
     ) -> Self {
         let whole = start == spec.path && !deep;
-        let unknown = start.clone();
+        let (unknown, begin) = (start.clone(), start.clone());
         let lister = Lister::new(spec, root, set, start, deep)
             .map_err(|errno| Problem { path: unknown, reason: format!("cannot be listed: {}", errno.desc()) });
-        Self { request, lister, credit: credit.into(), own, counted: (0, 0), ended: false, whole }
+        Self {
+            request,
+            lister,
+            credit: credit.into(),
+            own,
+            counted: (0, 0),
+            ended: false,
+            start: begin,
+            position: None,
+            whole,
+        }
     }
 
     /// Its number.
@@ -65,9 +78,21 @@ impl Listing {
         self.credit = self.credit.saturating_add(more.into());
     }
 
-    /// Once everything is listed: the files counted and their bytes, of a whole root.
-    pub fn ended(&self) -> Option<(u64, u64)> {
-        self.ended.then_some(if self.whole { self.counted } else { (0, 0) })
+    /// Whether everything is listed.
+    pub const fn ended(&self) -> bool {
+        self.ended
+    }
+
+    /// Files and their bytes that were passed since the last call, where they are to be counted.
+    pub fn take_counted(&mut self) -> (u64, u64) {
+        let counted = std::mem::take(&mut self.counted);
+        if self.whole { counted } else { (0, 0) }
+    }
+
+    /// Whether a change at `path` is to be counted: not if this listing counts what is there when it comes there.
+    pub fn has_counted(&self, path: &MirrorPath) -> bool {
+        let ahead = self.position.as_ref().is_none_or(|position| path > position);
+        !(self.whole && !self.ended && ahead && path.starts_with(&self.start))
     }
 
     /// Lists on; whether it did anything.
@@ -94,6 +119,7 @@ impl Listing {
                     }
                     bytes += entry.path.as_bytes().len();
                     self.credit -= 1;
+                    self.position = Some(entry.path.clone());
                     entries.push(entry);
                 }
                 Listed::Unknown(problem) => problems.push(problem),

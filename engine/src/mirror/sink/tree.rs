@@ -68,7 +68,7 @@ pub struct Tree {
     archive: Option<Box<dyn ArchiveFiles>>,
     archived: bool,
     /// Files and bytes that removals and replacements took away, for the status.
-    gone: (u64, u64),
+    gone: Vec<(MirrorPath, u64)>,
     salt: u64,
     temporaries: u64,
 }
@@ -81,7 +81,17 @@ impl Tree {
         archive: Option<Box<dyn ArchiveFiles>>,
         salt: u64,
     ) -> Self {
-        Self { set, roots, last: None, made: Vec::new(), archive, archived: false, gone: (0, 0), salt, temporaries: 0 }
+        Self {
+            set,
+            roots,
+            last: None,
+            made: Vec::new(),
+            archive,
+            archived: false,
+            gone: Vec::new(),
+            salt,
+            temporaries: 0,
+        }
     }
 
     /// The rules.
@@ -115,7 +125,7 @@ impl Tree {
     }
 
     /// Files and bytes that went since the last call.
-    pub fn take_gone(&mut self) -> (u64, u64) {
+    pub fn take_gone(&mut self) -> Vec<(MirrorPath, u64)> {
         std::mem::take(&mut self.gone)
     }
 
@@ -227,8 +237,7 @@ impl Tree {
 
     fn let_go(&mut self, dir: BorrowedFd<'_>, name: &[u8], path: &MirrorPath, meta: &Meta) -> Result<(), TreeError> {
         if meta.kind == Kind::File {
-            self.gone.0 += 1;
-            self.gone.1 += meta.size;
+            self.gone.push((path.clone(), meta.size));
         }
         let Some(archive) = &mut self.archive else { return Ok(()) };
         let fail = |source: io::Error| MirrorError::Archive { path: path.clone(), source };

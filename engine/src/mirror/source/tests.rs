@@ -360,6 +360,7 @@ fn what_changed_without_a_backup_is_caught_up() {
     }
     pair.connect();
     pair.synced();
+    assert_eq!((pair.source.status().files, pair.sink.status().files), (200, 200));
     let before = pair.wire_bytes;
     pair.disconnect();
     fs::remove_file(pair.a("d0/f0")).unwrap();
@@ -370,6 +371,7 @@ fn what_changed_without_a_backup_is_caught_up() {
     pair.connect();
     pair.synced();
     assert!(pair.wire_bytes - before < before * 2);
+    assert_eq!(pair.sink.status().files, 199);
 }
 
 // REQ: REP-049
