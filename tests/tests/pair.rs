@@ -71,7 +71,8 @@ fn a_controlled_switch_moves_the_role_and_back() {
     assert_eq!(code, 0, "{out}{err}\n{}", pair.logs());
     pair.b.wait_active();
     assert!(!pair.a.is_active());
-    assert_eq!(fs::read(pair.b.root().join("srv/app/before")).unwrap(), b"1");
+    let before = fs::read(pair.b.root().join("srv/app/before"));
+    assert_eq!(before.ok().as_deref(), Some(&b"1"[..]), "{}", pair.logs());
     pair.wait_in_sync();
     fs::write(pair.b.root().join("srv/app/after"), b"2").unwrap();
     synced(&pair, &pair.b);

@@ -214,6 +214,14 @@ impl Node {
             |progress: &crate::acks::Progress| (progress.peer_received, progress.peer_durable, progress.peer_applied);
         let (received, durable, applied) = office.map(|office| seqs(&office.progress)).unwrap_or_default();
         let report = self.peer.report.clone().unwrap_or_default();
+        // Heartbeats speak of the role more often than reports do.
+        let peer_role = self.peer.beat.as_ref().map_or(report.role, |beat| beat.role);
+        let peer_state = match (peer_role, report.state) {
+            (Role::Active, _) => State::Primary,
+            (Role::Backup, state @ (State::UpgradeHigher | State::UpgradeLower)) => state,
+            (Role::Backup, _) => State::Backup,
+            (Role::None, state) => state,
+        };
         let path = |path: PathKind| PathStatus { up: self.path_up(path), rtt: self.link(path).rtt };
         Some(Status {
             role,
@@ -238,8 +246,8 @@ impl Node {
             position: self.journal.end,
             local: [self.journal.written, self.journal.synced, self.journal.applied],
             peer: PeerStatus {
-                role: report.role,
-                state: report.state,
+                role: peer_role,
+                state: peer_state,
                 release: report.release,
                 reachable: self.hears(),
                 received,

@@ -367,8 +367,8 @@ impl Stream {
             self.config.parameters.iter().map(|(name, value)| (name.clone(), ValueEdit::Set(values(value)))).collect();
         let operation =
             Operation::Put { path: parameters_path(), class: Some("Parameters".into()), replace: false, attributes };
-        // Nobody waits for the answer.
-        let (reply, _) = oneshot::channel();
+        // Nobody waits for the answer, but a reply without a listener would stand for a client that has gone.
+        let (reply, _listener) = oneshot::channel();
         let deadline = StdInstant::now() + crate::api::backend::ANSWER_WITHIN;
         let request = WriteRequest { operations: vec![(1, operation)], ack: AckLevel::Local, deadline, reply };
         self.write(request, now);
