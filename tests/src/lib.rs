@@ -3,3 +3,4 @@
 #![expect(clippy::expect_used, reason = "test code: a failed expectation is a failed test")]
 
 pub mod pair;
+pub mod sim;
