@@ -303,8 +303,18 @@ impl Node {
     /// The peer has stepped down, or is dead: exclusive from now on.
     pub(crate) fn end_contest(&mut self, why: &str) {
         self.p.contested = false;
+        self.outwait_answers();
         self.report(EventCode::Right, format!("exclusive: {why}"));
         self.persist(After::Nothing);
+    }
+
+    /// Without a promise given, nobody here knows what the other answered last: not exclusive before its answers are over.
+    pub(crate) fn outwait_answers(&mut self) {
+        let over = self.now.plus(self.config.lease(LINK_FACTOR_ONE) + self.config.margin());
+        self.promised_until = self.promised_until.max(over);
+        if let Some(office) = &mut self.office {
+            office.exclusive_from = office.exclusive_from.max(over);
+        }
     }
 
     pub(crate) fn lease_deadlines(&self) -> [Option<Instant>; 3] {

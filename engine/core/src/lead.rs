@@ -167,8 +167,9 @@ impl Node {
         office.follower.through = None;
         self.push(Effect::StopStream);
         if !servable {
-            let diverged = complete && !self.journal.epochs.list().iter().any(|start| start.epoch == position.epoch);
-            return self.must_resync(position, &epochs, diverged);
+            // A position before the journal's base cannot be looked up; the epochs still say where the histories part.
+            let common = self.journal.epochs.common(self.journal.end, &epochs, position);
+            return self.must_resync(position, &epochs, complete && common < position.seq);
         }
         let Some(office) = &mut self.office else { return };
         office.follower.stage = Stage::Locating { work, position, epochs };

@@ -165,6 +165,9 @@ impl Node {
         self.report(EventCode::Release, format!("epoch {epoch} is released at record {}", end.seq));
         self.p.peer_released = Some(epoch);
         self.release_controlled = controlled;
+        if self.held_stored.is_none() {
+            self.outwait_answers();
+        }
         self.persist(After::ReleaseHeard(epoch, end));
     }
 

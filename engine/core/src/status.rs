@@ -4,6 +4,7 @@ use std::time::Duration;
 
 use ringpair_wire::{
     control::{Blocker, GrantId, Role, State},
+    heartbeat::LINK_FACTOR_ONE,
     id::{Epoch, HistoryId, Position, Seq},
     lane::PathKind,
 };
@@ -209,7 +210,8 @@ impl Node {
         let exclusive = self.is_exclusive_at(now);
         let lease = self.config.lease(office.map_or_else(|| self.factor(), |office| office.lease.link_factor.max(256)));
         let out = office.and_then(|office| office.lease.right.map(|_| office.lease.until.since(now)));
-        let valid = out.unwrap_or(lease);
+        // With the right at home: what whoever takes over without a promise outwaits.
+        let valid = out.unwrap_or_else(|| self.config.lease(LINK_FACTOR_ONE));
         let seqs =
             |progress: &crate::acks::Progress| (progress.peer_received, progress.peer_durable, progress.peer_applied);
         let (received, durable, applied) = office.map(|office| seqs(&office.progress)).unwrap_or_default();

@@ -401,6 +401,9 @@ impl Node {
         let current = if self.p.complete { "whole" } else { "NOT whole" };
         let sentence = format!("--force by {user}, fenced: {fenced}; the own copy is {current}");
         let basis = Basis { forced: true, user, ..Basis::new(SwitchReason::Forced, !fenced, sentence) };
+        if self.held_stored.is_none() {
+            self.outwait_answers();
+        }
         self.forwarded = Some(Forwarded {
             id: 0,
             user: String::new(),
