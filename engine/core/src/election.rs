@@ -351,14 +351,15 @@ impl Node {
         Some(self.seeking_since?.max(self.heard_at()).plus(wait))
     }
 
-    /// Not before this, since a promise may have been given before the start (protocol §8).
+    /// Until here a promise may run that was given before the start (protocol §8).
+    pub(crate) fn start_guard(&self) -> Instant {
+        self.started.map_or(Instant(0), |started| started.plus(self.config.start_guard()))
+    }
+
+    /// Not promoted before this.
     pub(crate) fn guarded_until(&self) -> Instant {
-        match self.started {
-            Some(started) if self.p.history.is_some() && self.p.last_role != Role::Active => {
-                started.plus(self.config.start_guard())
-            }
-            _ => Instant(0),
-        }
+        let may_have_promised = self.p.history.is_some() && self.p.last_role != Role::Active;
+        if may_have_promised { self.start_guard() } else { Instant(0) }
     }
 
     pub(crate) fn check_seeking(&mut self) {
@@ -382,6 +383,12 @@ impl Node {
         let own = self.make_report(false);
         let same = own.history.is_some() && own.history == peer.history && peer.complete;
         let outreached = same && self.journal.epochs.outreached_by(peer.position, self.journal.end);
+        if outreached && self.p.complete {
+            // The peer has to know it too, or both would name each other.
+            self.p.complete = false;
+            self.persist(After::Nothing);
+            self.ask();
+        }
         match elect(self.config.member, &own, peer, outreached) {
             Verdict::Create => self.create_history("both members are empty"),
             Verdict::Me { pull, why } => {

@@ -246,7 +246,8 @@ impl Node {
         let same = self.p.history == Some(history);
         let common = if same { common.min(self.journal.end.seq) } else { Seq(0) };
         let had_alone = own_history && (diverged || !same || self.p.last_role == Role::Active);
-        if had_alone {
+        let archived = self.archived.is_some_and(|(after, end)| after <= common && end == self.journal.end);
+        if had_alone && !archived {
             return self.begin_archive(common, Next::Resync); // before anything is touched (protocol §11)
         }
         self.mark_incomplete();
@@ -271,6 +272,7 @@ impl Node {
             return;
         }
         self.report(EventCode::Archive, format!("the archive holds {records} records and {files} files, synced"));
+        self.archived = Some((self.archive_after, self.journal.end));
         match next {
             Next::Stream => self.stream(),
             Next::Resync => self.mark_incomplete(),

@@ -167,9 +167,10 @@ impl Node {
         office.follower.through = None;
         self.push(Effect::StopStream);
         if !servable {
-            // A position before the journal's base cannot be looked up; the epochs still say where the histories part.
+            // Neither a position before the journal's base nor one of a copy that is not whole is looked up; the epochs
+            // still say where the histories part.
             let common = self.journal.epochs.common(self.journal.end, &epochs, position);
-            return self.must_resync(position, &epochs, complete && common < position.seq);
+            return self.must_resync(position, &epochs, common < position.seq);
         }
         let Some(office) = &mut self.office else { return };
         office.follower.stage = Stage::Locating { work, position, epochs };

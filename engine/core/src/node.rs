@@ -184,6 +184,8 @@ pub struct Node {
     pub(crate) release_controlled: bool,
     /// What is being archived comes after this record.
     pub(crate) archive_after: Seq,
+    /// What this process has archived already: everything after this record, through this end.
+    pub(crate) archived: Option<(Seq, Position)>,
     pub(crate) tail_asked: Option<TailAsked>,
     pub(crate) said: Option<String>,
 }
@@ -236,6 +238,7 @@ impl Node {
             given_back_stored: None,
             release_controlled: false,
             archive_after: Seq(0),
+            archived: None,
             tail_asked: None,
             said: None,
         }

@@ -175,7 +175,8 @@ impl Node {
             ready: false,
             commence_at: None,
             admitting: true,
-            exclusive_from: self.promised_until,
+            // A promise given before this start is not remembered (protocol §8).
+            exclusive_from: self.promised_until.max(self.start_guard()),
             lease,
             // A right that is out after a start: ten seconds went by without an answer (protocol §8).
             lonely: self.p.out().is_some(),

@@ -563,6 +563,9 @@ impl World {
             let verdict = self.checks.hooks.released(m, epoch, self.members[m].config.on_hook_failure);
             self.judge(verdict);
         }
+        if self.trace.verbose && !matches!(message, Control::Report(_) | Control::Ack { .. }) {
+            self.trace.text(self.now, Some(m), format!("says on {to:?}: {message:?}"));
+        }
         if let Some(conn) = self.net.up[m][Slot::of(to) as usize] {
             self.send_words(m, conn, Words::Control(message));
         }

@@ -61,6 +61,8 @@ pub enum Ev {
     Fault(usize),
     /// The end of one, or a step of it.
     Undo(Fault),
+    /// A supervisor is started once no orphan holds the storage.
+    EnsureKeeper(usize),
     /// Somebody looks at `/active` on both members.
     Look,
     /// Segments are dropped.
@@ -220,6 +222,7 @@ impl World {
             Ev::Request { m, asked } => self.request(m, asked),
             Ev::Fault(index) => self.fault(index),
             Ev::Undo(fault) => self.undo(fault),
+            Ev::EnsureKeeper(m) => self.ensure_keeper(m),
             Ev::Look => {
                 self.observe(0);
                 self.observe(1);
@@ -268,7 +271,7 @@ impl World {
             return;
         }
         if self.members[m].worker.is_some() {
-            self.at(self.now + 100 * MS, Ev::Undo(Fault::SupervisorGone(m)));
+            self.at(self.now + 100 * MS, Ev::EnsureKeeper(m));
         } else {
             self.begin_keeper(m);
         }

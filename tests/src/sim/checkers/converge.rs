@@ -24,6 +24,9 @@ pub fn missing(world: &World) -> Result<usize, String> {
     if on.alone || on.right.is_none() || off.right != on.right {
         return Err(format!("the right is not granted: {:?}, {:?}, alone {}", on.right, off.right, on.alone));
     }
+    if !on.writable {
+        return Err(format!("{} admits no writes", name(active)));
+    }
     if !on.ready {
         return Err("commence has not ended".into());
     }

@@ -11,6 +11,10 @@ use super::{super::member::name, super::time::MS, Verdict, rule};
 pub struct Exclusive {
     /// Until when, and of which epoch.
     believed: [(u64, Epoch); 2],
+    /// Members whose storage was replaced by an older copy: alone, it cannot know (protocol §2).
+    forgetful: [bool; 2],
+    /// The highest epoch that anybody was exclusive in.
+    highest: Epoch,
     /// Answers that said `exclusive`.
     pub answers: u64,
 }
@@ -25,6 +29,10 @@ impl Exclusive {
             return Ok(());
         }
         self.answers += 1;
+        if self.forgetful[m] && status.epoch < self.highest {
+            return Ok(());
+        }
+        self.highest = self.highest.max(status.epoch);
         let (until, epoch) = self.believed[1 - m];
         let valid = now + status.valid_for_ms * MS;
         if valid > self.believed[m].0 {
@@ -39,5 +47,10 @@ impl Exclusive {
                 (until - now) / 1000
             )
         })
+    }
+
+    /// A storage was replaced: what it answers in an epoch that was outdone is not counted.
+    pub fn replaced(&mut self, m: usize) {
+        self.forgetful[m] = true;
     }
 }
