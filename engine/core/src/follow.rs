@@ -290,6 +290,8 @@ impl Node {
         let Some(leader) = &mut self.leader else { return };
         let Stage::Archiving(asked, next) = leader.stage else { return };
         if asked == work {
+            // Frames are not taken while there is no room: they are asked for again.
+            let next = if next == Next::Stream { Next::Ask } else { next };
             leader.stage = Stage::NoRoom(at, after, next);
             let reason =
                 format!("what it had alone cannot be archived: {why}. Try: make room in the storage directory");

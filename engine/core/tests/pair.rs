@@ -296,7 +296,7 @@ fn force_on_the_backup_is_contested_until_fenced_or_met() {
     assert!(!pair.status(B).exclusive && pair.status(B).may_be_split);
     pair.cut(A, B, false);
     pair.cut(B, A, false);
-    pair.run_until_ms(2_000);
+    pair.run_until_ms(2_600);
     assert!(pair.status(B).exclusive, "A knows the epoch and is not active: {:#?}", pair.log);
     let fenced = Command::Switch { immediate: true, force: true, fenced: true, blockers: vec![], user: "op".into() };
     let mut pair = in_sync();

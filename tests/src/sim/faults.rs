@@ -305,6 +305,8 @@ impl World {
             self.thaw_all(m);
             self.boot(m);
             self.ensure_keeper(m);
+            // A stop that a sleeping process had not heard yet ends it now.
+            (1..6).for_each(|n| self.at(self.now + n * 10 * SEC, Ev::EnsureKeeper(m)));
         }
     }
 }

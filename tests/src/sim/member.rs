@@ -27,6 +27,8 @@ use super::{
     world::{Ev, World},
 };
 
+/// Stands for the office of a frame that is served as a tail: of no office any more.
+const TAIL: Epoch = Epoch(u64::MAX);
 /// Datagrams that a socket holds while its process sleeps.
 const SOCKET_DATAGRAMS: usize = 200;
 
@@ -680,7 +682,7 @@ impl World {
         let Some(lane) = lane else { return };
         let journal = &self.members[m].disk.journal;
         let end = journal.end();
-        let sender = end.epoch;
+        let sender = TAIL;
         for frame in journal.after(after.seq).to_vec() {
             self.send_words(m, lane, Words::Frame(frame, sender));
         }

@@ -30,6 +30,7 @@ impl Complete {
     /// # Errors
     /// If it does so on its own authority while another history exists, or as B.
     pub fn created(&mut self, m: usize, peer: bool, bootstrap: bool) -> Verdict {
+        self.half_done[m] = false;
         rule("complete", m == 0, || "B creates a history".into())?;
         rule("complete", !peer || bootstrap, || {
             format!("{} elects itself with empty storage while {} has a history", name(m), name(1 - m))

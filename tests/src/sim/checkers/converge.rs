@@ -58,6 +58,14 @@ pub fn judge(world: &World, came: bool) -> Verdict {
             )
         })
         .collect();
+    let ends: Vec<String> = (0..2)
+        .map(|m| {
+            let journal = &world.members[m].disk.journal;
+            let (end, written, synced) = (journal.end().seq, journal.written, journal.synced);
+            format!("{} through {end}, written {written}, synced {synced}, lanes {:?}", name(m), world.net.up[m])
+        })
+        .collect();
+    let what = format!("{what}; {}", ends.join("; "));
     let stated = world.plan.destructive && said.iter().any(|said| said.contains("Try:"));
     rule("converge", stated, || format!("{what}; {}", said.join("; ")))
 }
