@@ -91,8 +91,14 @@ impl World {
         self.clients.begun += 1;
         let op = self.clients.begun;
         let records = 1 + u32::from(self.rng.per_mille(200)) + u32::from(self.rng.per_mille(100));
-        let levels =
-            [AckLevel::Async, AckLevel::Local, AckLevel::Received, AckLevel::Durable, AckLevel::Durable, AckLevel::Applied];
+        let levels = [
+            AckLevel::Async,
+            AckLevel::Local,
+            AckLevel::Received,
+            AckLevel::Durable,
+            AckLevel::Durable,
+            AckLevel::Applied,
+        ];
         let level = self.rng.pick(&levels);
         let asked = Asked { client, op, records, level };
         let until = self.now + PATIENCE;
@@ -137,9 +143,8 @@ impl World {
         if matches!(outcome, WriteOutcome::Reached { .. }) {
             self.clients.reached += 1;
         }
-        let client = (0..CLIENTS).find(|client| {
-            self.clients.each[*client].pending.is_some_and(|pending| pending.asked.op == op)
-        });
+        let client = (0..CLIENTS)
+            .find(|client| self.clients.each[*client].pending.is_some_and(|pending| pending.asked.op == op));
         if let Some(client) = client {
             self.rest(client);
         }

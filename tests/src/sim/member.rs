@@ -415,7 +415,8 @@ impl World {
         loop {
             let Some(worker) = self.members[m].worker.as_mut().filter(|worker| worker.inc == inc) else { return };
             let Some(effect) = worker.node.poll_effect() else { return };
-            worker.quiet &= matches!(effect, Effect::SendHeartbeat { .. } | Effect::Send { .. } | Effect::Answer { .. });
+            worker.quiet &=
+                matches!(effect, Effect::SendHeartbeat { .. } | Effect::Send { .. } | Effect::Answer { .. });
             self.effect(m, effect);
         }
     }
@@ -667,8 +668,14 @@ impl World {
         let Some(cursor) = worker.stream else { return };
         let through = worker.node.send_through();
         let sender = worker.node.epoch();
-        let due: Vec<Frame> =
-            member.disk.journal.after(cursor).iter().take_while(|frame| frame.meta.end.seq <= through).cloned().collect();
+        let due: Vec<Frame> = member
+            .disk
+            .journal
+            .after(cursor)
+            .iter()
+            .take_while(|frame| frame.meta.end.seq <= through)
+            .cloned()
+            .collect();
         if let Some(last) = due.last() {
             worker.stream = Some(last.meta.end.seq);
         }
@@ -847,8 +854,7 @@ impl World {
         let Some(worker) = &mut self.members[m].worker else { return };
         let Some(waiting) = worker.waiting.remove(&write) else { return };
         if let WriteOutcome::Reached { level, alone } = outcome {
-            let verdict =
-                self.checks.acknowledged.told(m, waiting, version, (level, alone), &self.members);
+            let verdict = self.checks.acknowledged.told(m, waiting, version, (level, alone), &self.members);
             self.judge(verdict);
         }
         self.answered(waiting.op, outcome);

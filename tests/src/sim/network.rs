@@ -8,7 +8,12 @@ use std::collections::{BTreeMap, VecDeque};
 use ringpair_core::input::Channel;
 use ringpair_wire::{control::Control, heartbeat::Heartbeat, id::Epoch, lane::PathKind};
 
-use super::{disk::Frame, rng::Rng, time::MS, world::{Ev, World}};
+use super::{
+    disk::Frame,
+    rng::Rng,
+    time::MS,
+    world::{Ev, World},
+};
 
 /// A lane of a member that can be up or down.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
@@ -251,7 +256,9 @@ impl World {
                 (Words::Fin, _) => self.close_end(1 - from, id, false),
                 // A reset answers what comes for a closed end.
                 (_, End::Closed) => {
-                    if conn.ends[from] != End::Closed && !conn.lanes[1 - from].iter().any(|(_, w)| matches!(w, Words::Fin)) {
+                    if conn.ends[from] != End::Closed
+                        && !conn.lanes[1 - from].iter().any(|(_, w)| matches!(w, Words::Fin))
+                    {
                         self.send_words(1 - from, id, Words::Fin);
                     }
                 }
@@ -286,7 +293,8 @@ impl World {
 
     /// A process is gone: its ends close, and the kernel says so unless the host is gone too.
     pub fn drop_ends(&mut self, m: usize, owner: End, host: bool) {
-        let ids: Vec<u32> = self.net.conns.iter().filter(|(_, conn)| conn.ends[m] == owner).map(|(id, _)| *id).collect();
+        let ids: Vec<u32> =
+            self.net.conns.iter().filter(|(_, conn)| conn.ends[m] == owner).map(|(id, _)| *id).collect();
         for id in ids {
             let reset = self.rng.per_mille(300);
             let Some(conn) = self.net.conns.get_mut(&id) else { continue };

@@ -73,7 +73,10 @@ impl Acknowledged {
             checked(!alive || holds(&peer.disk) || self.of(write.op).destroyed, "received by the backup")?;
         }
         if level >= AckLevel::Durable {
-            checked(holds(&peer.disk) && peer.disk.journal.synced >= version.seq || self.tainted, "synced on the backup")?;
+            checked(
+                holds(&peer.disk) && peer.disk.journal.synced >= version.seq || self.tainted,
+                "synced on the backup",
+            )?;
         }
         let applied = peer.worker.as_ref().is_none_or(|worker| worker.applied >= version.seq);
         checked(level < AckLevel::Applied || applied, "readable on the backup")
@@ -120,7 +123,9 @@ impl Acknowledged {
             let in_service = place & 1 != 0;
             let somewhere = place != 0;
             // The table of protocol §10: which losses a level does not survive, and when the archive is enough.
-            let archive_is_enough = told.alone || self.tainted || level <= AckLevel::Local
+            let archive_is_enough = told.alone
+                || self.tainted
+                || level <= AckLevel::Local
                 || (level == AckLevel::Received && told.unsynced);
             let excused = told.destroyed || (level == AckLevel::Async && told.unsynced);
             let kept = in_service || (archive_is_enough && somewhere) || excused;

@@ -25,11 +25,18 @@ impl Epochs {
     pub fn begins(&mut self, m: usize, epoch: Epoch, control: &Persisted) -> Verdict {
         let before = self.used.insert(epoch, m);
         let forgotten = self.forgotten.contains(&(m, epoch));
-        rule("epochs", epoch.owner() == Some(name(m)), || format!("{} uses epoch {epoch}, which is not its own", name(m)))?;
+        rule("epochs", epoch.owner() == Some(name(m)), || {
+            format!("{} uses epoch {epoch}, which is not its own", name(m))
+        })?;
         rule("epochs", before.is_none() || forgotten, || format!("epoch {epoch} is used twice, now by {}", name(m)))?;
         let persisted = control.highest_epoch >= epoch && control.own_epoch == epoch;
         rule("epochs", persisted, || {
-            format!("{} begins epoch {epoch}; its disk knows {} and {}", name(m), control.highest_epoch, control.own_epoch)
+            format!(
+                "{} begins epoch {epoch}; its disk knows {} and {}",
+                name(m),
+                control.highest_epoch,
+                control.own_epoch
+            )
         })
     }
 
@@ -50,7 +57,9 @@ impl Epochs {
     /// # Errors
     /// If the office was outdone.
     pub fn accepted(&mut self, m: usize, sender: Epoch, highest: Epoch) -> Verdict {
-        rule("epochs", sender >= highest, || format!("{} accepts a frame from epoch {sender}, and knows {highest}", name(m)))
+        rule("epochs", sender >= highest, || {
+            format!("{} accepts a frame from epoch {sender}, and knows {highest}", name(m))
+        })
     }
 
     /// A member shows itself.

@@ -68,9 +68,7 @@ impl Hooks {
     pub fn released(&mut self, m: usize, epoch: Epoch, policy: OnHookFailure) -> Verdict {
         let service = &self.services[m];
         let _ = policy;
-        rule("hooks", !service.commenced, || {
-            format!("{} releases epoch {epoch} before discontinue has ended", name(m))
-        })
+        rule("hooks", !service.commenced, || format!("{} releases epoch {epoch} before discontinue has ended", name(m)))
     }
 
     /// A worker opens its doors.
@@ -96,7 +94,9 @@ impl Hooks {
     /// If a hook is missing.
     pub fn at_the_end(&self, active: usize) -> Verdict {
         let (on, off) = (&self.services[active], &self.services[1 - active]);
-        rule("hooks", on.ready && on.commenced, || format!("{} is active and commence has not ended well", name(active)))?;
+        rule("hooks", on.ready && on.commenced, || {
+            format!("{} is active and commence has not ended well", name(active))
+        })?;
         rule("hooks", !off.commenced, || format!("{} is backup and its service was not discontinued", name(1 - active)))
     }
 }

@@ -38,7 +38,12 @@ impl Prefix {
     /// If it does not, or nobody closed such a frame.
     pub fn accepted(&mut self, m: usize, frame: &FrameMeta, continues: bool) -> Verdict {
         rule("prefix", continues, || {
-            format!("{} accepts records {} to {}, which do not continue its journal", name(m), frame.first, frame.end.seq)
+            format!(
+                "{} accepts records {} to {}, which do not continue its journal",
+                name(m),
+                frame.first,
+                frame.end.seq
+            )
         })?;
         let known = self.closed.get(&(frame.epoch, frame.end.seq)).is_none_or(|chain| *chain == frame.end.chain);
         rule("prefix", known, || format!("{} accepts a frame that no active closed: {frame:?}", name(m)))
