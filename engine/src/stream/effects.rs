@@ -24,6 +24,7 @@ use crate::{
     bulk::link::BulkCommand,
     hooks::{HookEvent, HookLedger},
     journal::JournalError,
+    transport::SendError,
 };
 
 impl Stream {
@@ -89,10 +90,14 @@ impl Stream {
     pub(super) fn send_control(&mut self, to: Channel, message: &Control) {
         let Some(conn) = self.lanes.conn(to) else { return };
         let bytes = message.to_bytes();
-        if let Err(error) = self.transport.send(conn, MessageKind::Control, &[&bytes]) {
+        match self.transport.send(conn, MessageKind::Control, &[&bytes]) {
+            // Its `Down` is on the way; what was said is void with the connection.
+            Ok(()) | Err(SendError::NotUp) => {}
             // A queue of control messages that is full means a peer that does not read: begin anew.
-            tracing::warn!(?to, %error, "a control message could not be queued; the lane is closed");
-            self.transport.close(conn, StdInstant::now());
+            Err(error) => {
+                tracing::warn!(?to, %error, "a control message could not be queued; the lane is closed");
+                self.transport.close(conn, StdInstant::now());
+            }
         }
     }
 

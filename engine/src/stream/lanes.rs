@@ -62,6 +62,11 @@ impl Lanes {
         }
     }
 
+    /// All connections that are up.
+    pub fn conns(&self) -> impl Iterator<Item = ConnId> {
+        self.ping.iter().chain([&self.ds]).filter_map(|lane| lane.conn)
+    }
+
     /// The channel behind a connection.
     #[must_use]
     pub fn channel(&self, conn: ConnId) -> Option<Channel> {

@@ -70,6 +70,8 @@ const APPLY_BYTES_A_TURN: usize = 256 << 10;
 const APPEND_BELOW_BYTES: usize = 4 << 20;
 /// How many requests are taken in one turn.
 const REQUESTS_A_TURN: usize = 1024;
+/// How long the last words of a member that ends may take.
+const LAST_WORDS_WITHIN: Duration = Duration::from_millis(500);
 /// How many turns are spent on reading the sockets dry after a pause.
 const DRAIN_TURNS: usize = 64;
 
@@ -288,8 +290,26 @@ impl Stream {
             }
             if let Some(ending) = self.exit {
                 self.bulk.send(BulkCommand::Stop);
+                self.say_the_last_words();
                 return ending;
             }
+        }
+    }
+
+    /// Lets what is queued leave: a release that the peer does not hear costs it the whole time of detection.
+    fn say_the_last_words(&mut self) {
+        let deadline = StdInstant::now() + LAST_WORDS_WITHIN;
+        let mut completions = Vec::new();
+        while StdInstant::now() < deadline && !self.lanes.conns().all(|conn| self.transport.is_drained(conn)) {
+            self.feed_peer(now());
+            self.pump_transport();
+            if self.driver.turn(Some(Duration::from_millis(1)), &mut completions).is_err() {
+                return;
+            }
+            for completion in completions.drain(..) {
+                self.complete(completion, now());
+            }
+            while self.transport.poll_event().is_some() {}
         }
     }
 

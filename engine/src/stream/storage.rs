@@ -163,9 +163,10 @@ impl Stream {
     pub(super) fn archive(&mut self, work: WorkToken, after: Seq, epoch: Epoch, files: bool) {
         let (archive, reader) = (self.archive.clone(), self.journal.reader());
         let state = self.applier.tree().snapshot();
-        let oldest = self.journal.oldest();
+        // Frames of the new active may follow while the archive is written: they are no divergence.
+        let (oldest, through) = (self.journal.oldest(), self.journal.end().seq);
         let run = move || {
-            let result = archive_records(&archive, &reader, &state, oldest, after, epoch);
+            let result = archive_records(&archive, &reader, &state, oldest, after, through, epoch);
             let files = files.then(|| file_archive(archive, epoch));
             Done::Archived { work, result: result.map(|count| (count, files)).map_err(|error| error.to_string()) }
         };
@@ -252,20 +253,21 @@ pub fn summary(archive: &DivergenceArchive) -> DivergenceSummary {
 
 type JobError = Box<dyn std::error::Error + Send + Sync>;
 
-/// Writes and syncs the archive of everything after `after`; how many records there are.
+/// Writes and syncs the archive of everything after `after`, up to `through`; how many records there are.
 fn archive_records(
     archive: &DivergenceArchive,
     reader: &JournalReader,
     state: &TreeSnapshot,
     oldest: Position,
     after: Seq,
+    through: Seq,
     epoch: Epoch,
 ) -> Result<u64, JobError> {
     let mut changes: Vec<(Version, Change)> = Vec::new();
     let mut common = oldest;
     let mut cursor = reader.after(&oldest)?;
     let mut expander = Decompressor::new();
-    while let Some(stored) = cursor.next_frame()? {
+    while let Some(stored) = cursor.next_frame()?.filter(|stored| stored.end.seq <= through) {
         if stored.end.seq <= after {
             common = stored.end;
             continue;

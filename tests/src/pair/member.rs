@@ -5,6 +5,7 @@ use std::{
     net::{TcpListener, UdpSocket},
     path::{Path, PathBuf},
     process::{Child, Command, Stdio},
+    sync::atomic::{AtomicU16, Ordering},
     time::{Duration, Instant},
 };
 
@@ -34,13 +35,17 @@ pub struct Member {
     child: Option<Child>,
 }
 
-/// Ports that nothing listens on at this moment, for TCP and UDP alike.
+/// Ports that nothing listens on at this moment, for TCP and UDP alike, below those that the kernel gives to outgoing
+/// connections: it would take one for a dial while its member is down.
 pub(super) fn free_ports<const N: usize>() -> [u16; N] {
+    static NEXT: AtomicU16 = AtomicU16::new(0);
+    const FIRST: u16 = 10_000;
+    const COUNT: u16 = 22_000;
+    let offset = u16::try_from(std::process::id() % u32::from(COUNT / 40)).unwrap_or_default() * 40;
     let mut held = Vec::new();
     while held.len() < N {
-        let tcp = TcpListener::bind("127.0.0.1:0").expect("a free port on loopback");
-        let port = tcp.local_addr().expect("the address of a bound socket").port();
-        if let Ok(udp) = UdpSocket::bind(("127.0.0.1", port)) {
+        let port = FIRST + (offset + NEXT.fetch_add(1, Ordering::Relaxed)) % COUNT;
+        if let (Ok(tcp), Ok(udp)) = (TcpListener::bind(("127.0.0.1", port)), UdpSocket::bind(("127.0.0.1", port))) {
             held.push((port, tcp, udp));
         }
     }
