@@ -57,6 +57,11 @@ pub enum SocketError {
     Io(#[from] io::Error),
 }
 
+/// How long a killed worker's sockets may outlive it: the kernel takes a ring apart after its process has ended.
+const RELEASED_WITHIN: Duration = Duration::from_secs(2);
+/// How often a taken address is looked at again.
+const LOOK_AGAIN: Duration = Duration::from_millis(2);
+
 /// Binds and listens on `address`; `key` names it in errors. Never blocks, closes on exec.
 fn listen_on(key: &'static str, address: SocketAddr) -> Result<TcpListener, SocketError> {
     let bound = || -> nix::Result<OwnedFd> {
@@ -72,7 +77,14 @@ fn listen_on(key: &'static str, address: SocketAddr) -> Result<TcpListener, Sock
         listen(&fd, Backlog::new(BACKLOG).unwrap_or(Backlog::MAXCONN))?;
         Ok(fd)
     };
-    bound().map(TcpListener::from).map_err(|errno| SocketError::Bind { key, address, source: errno.into() })
+    let deadline = Instant::now() + RELEASED_WITHIN;
+    loop {
+        match bound() {
+            Ok(fd) => return Ok(TcpListener::from(fd)),
+            Err(nix::Error::EADDRINUSE) if Instant::now() < deadline => std::thread::sleep(LOOK_AGAIN),
+            Err(errno) => return Err(SocketError::Bind { key, address, source: errno.into() }),
+        }
+    }
 }
 
 /// All listening sockets of a member.

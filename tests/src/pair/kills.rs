@@ -54,15 +54,16 @@ pub fn storm(seed: u64, count: usize, mut report: impl FnMut(&str)) {
         wait_until("the load runs", || load.progress() >= enough);
         let kill = dice.kill();
         let active = pair.active().map(super::Member::name);
+        let workers = pair.members().map(super::Member::worker_pid);
         strike(&mut pair, kill);
         let before = load.progress();
         let served_again =
             wait_until(&format!("changes are acknowledged again after {kill:?}\n{}", pair.logs()), || {
                 load.progress() > before + 20
             });
-        revive(&mut pair, kill);
-        let in_sync = pair.wait_in_sync();
+        revive(&mut pair, kill, &workers);
         let writes = load.stop();
+        let in_sync = pair.wait_in_sync();
         let checked = check_served(&pair, &writes);
         report(&format!(
             "kill {number}/{count}: {kill:?} (active was {}) acknowledged again after {served_again:?}, in sync {in_sync:?} later, {checked}",
@@ -89,14 +90,23 @@ fn strike(pair: &mut Pair, kill: Kill) {
     }
 }
 
-/// Starts what a process manager would start again.
-fn revive(pair: &mut Pair, kill: Kill) {
+/// Starts what a process manager would start again, once the old worker, which outlives its supervisor, has ended.
+fn revive(pair: &mut Pair, kill: Kill, workers: &[Option<i32>; 2]) {
     let Kill::Member(name, victim) = kill else { return };
     if victim != Victim::Worker {
         let member = if name == 'A' { &mut pair.a } else { &mut pair.b };
         assert!(member.reap(PATIENCE), "a killed member does not end");
+        if let Some(worker) = workers[usize::from(name == 'B')] {
+            wait_until("the orphaned worker ends", || !is_running(worker));
+        }
         member.start(&[]);
     }
+}
+
+/// Whether a process exists and is no zombie.
+fn is_running(pid: i32) -> bool {
+    let stat = std::fs::read_to_string(format!("/proc/{pid}/stat")).unwrap_or_default();
+    stat.rsplit_once(')').is_some_and(|(_, state)| !state.trim_start().starts_with('Z'))
 }
 
 /// Holds what clients recorded against what both members serve and what the archives list; a summary.
