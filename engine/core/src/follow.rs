@@ -244,7 +244,11 @@ impl Node {
         self.push(Effect::StopAppliers);
         let own_history = self.p.history.is_some();
         let same = self.p.history == Some(history);
-        let common = if same { common.min(self.journal.end.seq) } else { Seq(0) };
+        // What was acknowledged alone is archived even where the epochs' numbers say that it is shared: an older copy
+        // that started alone used a number again (protocol §2).
+        let alone = self.p.alone.filter(|_| self.p.last_role == Role::Active).map(|(_, seq)| seq);
+        let shared = common.min(self.journal.end.seq).min(alone.unwrap_or(common));
+        let common = if same { shared } else { Seq(0) };
         let had_alone = own_history && (diverged || !same || self.p.last_role == Role::Active);
         let archived = self.archived.is_some_and(|(after, end)| after <= common && end == self.journal.end);
         if had_alone && !archived {

@@ -253,6 +253,7 @@ impl World {
         let index = self.rng.below(self.copies[m].len() as u64) as usize;
         let copy = if by_copy { self.copies[m].get(index).cloned() } else { None };
         let old = std::mem::replace(&mut self.members[m].disk, copy.unwrap_or_else(Disk::default));
+        self.members[m].applied_once = ringpair_wire::id::Seq(0);
         self.checks.replaced(m, &old, &self.members[m].disk);
     }
 

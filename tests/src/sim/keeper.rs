@@ -196,6 +196,7 @@ impl World {
                 self.keeper_later(m, wait, Input::Persisted(true));
             }
             Effect::SendReleased(epoch, end) => {
+                self.released_at[m] = self.now;
                 let verdict = self.checks.hooks.released(m, epoch, self.members[m].config.on_hook_failure);
                 self.judge(verdict);
                 if let Some(keeper) = &mut self.members[m].keeper {

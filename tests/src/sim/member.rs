@@ -47,6 +47,8 @@ pub struct Member {
     pub worker: Option<Worker>,
     /// Hooks that fail, per mille.
     pub hook_failures: u64,
+    /// What its dead workers had applied.
+    pub applied_once: Seq,
     /// The newest answer to `/active`, for scenarios.
     pub seen: Option<Status>,
 }
@@ -56,7 +58,7 @@ impl Member {
     #[must_use]
     pub fn new(config: Config) -> Self {
         let disk = Disk::default();
-        Self { config, clock: None, disk, keeper: None, worker: None, hook_failures: 0, seen: None }
+        Self { config, clock: None, disk, keeper: None, worker: None, hook_failures: 0, applied_once: Seq(0), seen: None }
     }
 
     /// Whether nothing of it answers at all.
@@ -338,7 +340,12 @@ impl World {
                 }
                 self.turn(m, |node, now| node.handle_connection(now, path, lane, up));
             }
-            Inbound::Beat(path, beat) => self.turn(m, |node, now| node.handle_heartbeat(now, path, &beat)),
+            Inbound::Beat(path, beat) => {
+                if beat.answers.is_none() {
+                    self.heard_at[m] = self.now;
+                }
+                self.turn(m, |node, now| node.handle_heartbeat(now, path, &beat));
+            }
             Inbound::Control(slot, conn, control) => {
                 if self.net.up[m][slot as usize] == Some(conn) {
                     self.turn(m, |node, now| node.handle_message(now, slot.channel(), *control));
@@ -563,6 +570,7 @@ impl World {
 
     fn say(&mut self, m: usize, to: Channel, message: Control) {
         if let Control::Released { epoch, .. } = message {
+            self.released_at[m] = self.now;
             let verdict = self.checks.hooks.released(m, epoch, self.members[m].config.on_hook_failure);
             self.judge(verdict);
         }
@@ -897,6 +905,7 @@ impl World {
     pub fn worker_ends(&mut self, m: usize, code: Option<i32>, death: Death) {
         let Some(worker) = self.members[m].worker.take() else { return };
         self.members[m].seen = None;
+        self.members[m].applied_once = self.members[m].applied_once.max(worker.applied);
         self.drop_ends(m, End::Worker(worker.inc), death == Death::Host);
         let gone = self.members[m].disk.die(death, &mut self.rng);
         self.checks.acknowledged.lost(&gone, death);

@@ -121,6 +121,10 @@ pub struct World {
     pub forced: [bool; 2],
     /// Older copies of the members' storage.
     pub copies: [Vec<Disk>; 2],
+    /// When each member last took a heartbeat that was no answer.
+    pub heard_at: [u64; 2],
+    /// When each member last said that its role is released.
+    pub released_at: [u64; 2],
     /// Events that happened.
     pub events: u64,
     /// How often somebody looks at `/active`.
@@ -149,6 +153,8 @@ impl World {
             plan: Plan::default(),
             forced: [false; 2],
             copies: [Vec::new(), Vec::new()],
+            heard_at: [0; 2],
+            released_at: [0; 2],
             events: 0,
             look_every: 40 * MS,
         }

@@ -63,14 +63,15 @@ impl Acknowledged {
                 format!("{} answers {} for operation {} ({version}): not {what}", name(m), level.name(), write.op)
             })
         };
+        // What a dead process of the backup had received and not written.
+        let lost = self.of(write.op).destroyed || self.of(write.op).unsynced;
         checked(holds(&own.disk) && journal.written >= version.seq, "written on the active")?;
         if level >= AckLevel::Local {
             checked(journal.synced >= version.seq, "synced on the active")?;
         }
         if level >= AckLevel::Received {
-            // What its dead process had received and not written is another fault's loss.
             let alive = peer.worker.is_some();
-            checked(!alive || holds(&peer.disk) || self.of(write.op).destroyed, "received by the backup")?;
+            checked(!alive || holds(&peer.disk) || lost, "received by the backup")?;
         }
         if level >= AckLevel::Durable {
             checked(
@@ -78,7 +79,7 @@ impl Acknowledged {
                 "synced on the backup",
             )?;
         }
-        let applied = peer.worker.as_ref().is_none_or(|worker| worker.applied >= version.seq);
+        let applied = peer.worker.as_ref().is_none_or(|worker| worker.applied.max(peer.applied_once) >= version.seq);
         checked(level < AckLevel::Applied || applied, "readable on the backup")
     }
 

@@ -18,7 +18,8 @@ impl Complete {
     /// # Errors
     /// If its copy is half done or has no history.
     pub fn promoted(&mut self, m: usize, disk: &Disk, forced: bool) -> Verdict {
-        rule("complete", !self.half_done[m] || forced, || {
+        let half_done = std::mem::take(&mut self.half_done[m]);
+        rule("complete", !half_done || forced, || {
             format!("{} becomes active in the midst of a resynchronization", name(m))
         })?;
         let named = disk.history.is_some();
