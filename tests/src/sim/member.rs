@@ -392,7 +392,9 @@ impl World {
         let mut admitted = None;
         let (records, level, op) = (asked.records, asked.level, asked.op);
         self.turn(m, |node, now| admitted = Some(node.admit(now, token, records, level)));
-        let Some(Ok(_)) = admitted else { return self.refused(asked) };
+        let Some(Ok(numbers)) = admitted else { return self.refused(asked) };
+        let verdict = self.checks.prefix.admitted(m, numbers);
+        self.judge(verdict);
         let span = self.speed.frame;
         let Some(worker) = &mut self.members[m].worker else { return };
         worker.waiting.insert(token, Waiting { op, level });

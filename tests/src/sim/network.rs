@@ -397,7 +397,9 @@ impl World {
     pub fn dial_try(&mut self, m: usize, inc: u64, slot: Slot, attempt: u64, path: PathKind, until: u64) {
         let peer = 1 - m;
         let Some(worker) = self.members[m].worker.as_ref().filter(|worker| worker.inc == inc) else { return };
-        if worker.dials[slot as usize] != attempt || self.net.up[m][slot as usize].is_some() {
+        // Both dialled: the connection that was made first stays.
+        let made = self.net.conns.values().any(|conn| conn.slot == slot && !conn.ends.contains(&End::Closed));
+        if worker.dials[slot as usize] != attempt || self.net.up[m][slot as usize].is_some() || made {
             return;
         }
         let reachable = self.net.path(path).whole() && !self.members[peer].host_down() && !worker.frozen;

@@ -68,6 +68,8 @@ pub struct Speed {
     pub give_up: (u64, u64),
     /// A resynchronization or an archive.
     pub bulk: (u64, u64),
+    /// How far a host's clock may be off, in millionths, either way.
+    pub drift_ppm: u64,
 }
 
 impl Speed {
@@ -85,6 +87,7 @@ impl Speed {
         late: (0, 300 * US),
         give_up: (400 * MS, 2600 * MS),
         bulk: (5 * MS, 900 * MS),
+        drift_ppm: 100,
     };
 
     /// The same figure each time, for timelines: half a millisecond one way, two for a hook.
@@ -101,6 +104,7 @@ impl Speed {
         late: (0, 0),
         give_up: (2000 * MS, 2000 * MS),
         bulk: (20 * MS, 20 * MS),
+        drift_ppm: 0,
     };
 }
 

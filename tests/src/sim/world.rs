@@ -247,7 +247,7 @@ impl World {
     pub fn boot(&mut self, m: usize) {
         if self.members[m].host_down() {
             let shown = self.rng.within((SEC, 5 * SEC));
-            let drift = self.rng.within((0, 200)) as i64 - 100;
+            let drift = self.rng.within((0, 2 * self.speed.drift_ppm)) as i64 - self.speed.drift_ppm as i64;
             self.members[m].clock = Some(Clock::new(self.now, shown, drift));
             self.begin_keeper(m);
         }

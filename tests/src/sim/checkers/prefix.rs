@@ -1,8 +1,8 @@
 //! A backup's records are a prefix of its active's, and no number names two different records of an epoch (invariant 3).
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 
-use ringpair_core::FrameMeta;
+use ringpair_core::{FrameMeta, input::Admission};
 use ringpair_wire::id::{ChainHash, Epoch, Seq};
 
 use super::{
@@ -14,9 +14,23 @@ use super::{
 #[derive(Debug, Default)]
 pub struct Prefix {
     closed: BTreeMap<(Epoch, Seq), ChainHash>,
+    given: BTreeSet<(Epoch, Seq)>,
 }
 
 impl Prefix {
+    /// An active gave a write its numbers.
+    ///
+    /// # Errors
+    /// If one of them is given already.
+    pub fn admitted(&mut self, m: usize, numbers: Admission) -> Verdict {
+        for seq in numbers.first.0..=numbers.last.0 {
+            rule("prefix", self.given.insert((numbers.epoch, Seq(seq))), || {
+                format!("{} gives number {seq} of epoch {} a second time", name(m), numbers.epoch)
+            })?;
+        }
+        Ok(())
+    }
+
     /// An active closed a frame.
     ///
     /// # Errors
@@ -52,5 +66,6 @@ impl Prefix {
     /// A storage was replaced by an older copy: its member may number anew what it forgot (protocol §2).
     pub fn replaced(&mut self) {
         self.closed.clear();
+        self.given.clear();
     }
 }
