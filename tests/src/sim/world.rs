@@ -190,7 +190,9 @@ impl World {
             self.events += 1;
             self.happen(item.ev);
         }
-        self.now = self.now.max(until);
+        if self.violation.is_none() {
+            self.now = self.now.max(until);
+        }
     }
 
     /// Runs until `done`, at most until this time; whether it came.
