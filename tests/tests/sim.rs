@@ -51,7 +51,8 @@ fn a_thousand_seeds_keep_every_rule() {
     // REQ: protocol §1 to §11, design §11 (1, 2, 3, 4)
     let seeds: Vec<u64> = (0..SEEDS).collect();
     let outcomes = run_all(&seeds);
-    let failures: Vec<String> = outcomes.iter().filter_map(|outcome| outcome.as_ref().err()).map(|f| f.to_string()).collect();
+    let failures: Vec<String> =
+        outcomes.iter().filter_map(|outcome| outcome.as_ref().err()).map(|f| f.to_string()).collect();
     assert!(failures.is_empty(), "{} of {SEEDS} seeds broke a rule; the first:\n{}", failures.len(), failures[0]);
     let outcomes: Vec<Outcome> = outcomes.into_iter().flatten().collect();
     let total = |of: fn(&Outcome) -> u64| outcomes.iter().map(of).sum::<u64>();

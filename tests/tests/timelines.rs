@@ -37,7 +37,11 @@ impl Timeline {
         world.run_until(zero + 1500 * US);
         let timeline = Self { world, zero };
         let (a, b) = (timeline.status(A), timeline.status(B));
-        assert!(a.exclusive && !a.alone && a.right.is_some() && a.right == b.right, "in sync: {a:?} {b:?}\n{}", timeline.world.trace.print());
+        assert!(
+            a.exclusive && !a.alone && a.right.is_some() && a.right == b.right,
+            "in sync: {a:?} {b:?}\n{}",
+            timeline.world.trace.print()
+        );
         timeline
     }
 

@@ -58,7 +58,16 @@ impl Member {
     #[must_use]
     pub fn new(config: Config) -> Self {
         let disk = Disk::default();
-        Self { config, clock: None, disk, keeper: None, worker: None, hook_failures: 0, applied_once: Seq(0), seen: None }
+        Self {
+            config,
+            clock: None,
+            disk,
+            keeper: None,
+            worker: None,
+            hook_failures: 0,
+            applied_once: Seq(0),
+            seen: None,
+        }
     }
 
     /// Whether nothing of it answers at all.
