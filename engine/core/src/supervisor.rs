@@ -2,7 +2,8 @@
 //! peer dials a member whose worker is dead.
 //!
 //! Always: a release is persisted only after the discontinue hook has ended and while the peer listens; it is said only
-//! after it is persisted; a worker is started at most [`RESTARTS_PER_MINUTE`] times a minute after its first start.
+//! after it is persisted; a worker that serves alone is started at most [`RESTARTS_PER_MINUTE`] times a minute after its
+//! first start, any other at most once a second after that.
 //! Never: a clock, a file, a socket or a process here; the shell (`engine/src/supervisor`) carries every effect out and
 //! brings its result back as an input. Times are CLOCK_BOOTTIME of this host.
 
@@ -22,6 +23,8 @@ use crate::{config::OnHookFailure, time::Instant};
 
 /// Restarts of the worker within [`RESTART_WINDOW`]; the first start does not count.
 pub const RESTARTS_PER_MINUTE: usize = 3;
+/// How far apart further restarts of a worker that does not serve are.
+pub const RESTART_PAUSE: Duration = Duration::from_secs(1);
 /// The window in which restarts are counted.
 pub const RESTART_WINDOW: Duration = Duration::from_secs(60);
 /// What a release may take beside the hook: persisting it and saying it.
@@ -393,10 +396,12 @@ impl Supervisor {
             while self.restarts.front().is_some_and(|&at| now >= at.plus(RESTART_WINDOW)) {
                 self.restarts.pop_front();
             }
-            if let Some(&oldest) = self.restarts.front().filter(|_| self.restarts.len() >= RESTARTS_PER_MINUTE) {
-                let until = oldest.plus(RESTART_WINDOW);
+            if let Some(until) = self.pause_until().filter(|until| *until > now) {
                 self.state = State::BackingOff { until };
                 return vec![Effect::Alarm(Alarm::RestartsExhausted(until.since(now)))];
+            }
+            if self.restarts.len() >= RESTARTS_PER_MINUTE {
+                self.restarts.pop_front();
             }
             self.restarts.push_back(now);
         }
@@ -404,6 +409,17 @@ impl Supervisor {
         self.peers.clear();
         self.state = State::Spawning;
         vec![Effect::StartWorker]
+    }
+
+    /// When the next restart is permitted, after so many within the window: an active that nobody can take over from is
+    /// not brought up over and over; a backup is, a second after the one before.
+    fn pause_until(&self) -> Option<Instant> {
+        let full = self.restarts.len() >= RESTARTS_PER_MINUTE;
+        let (oldest, newest) = (self.restarts.front().filter(|_| full)?, self.restarts.back()?);
+        Some(match self.left {
+            Some(Left { role: Role::Active, right: None, .. }) => oldest.plus(RESTART_WINDOW),
+            _ => newest.plus(RESTART_PAUSE),
+        })
     }
 
     fn end(&mut self, code: u8) -> Vec<Effect> {

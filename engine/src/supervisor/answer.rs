@@ -355,8 +355,13 @@ impl Thread {
                 }
             }
             while let Some(message) = session.receive()? {
-                if let Control::FetchTail { after } = message {
-                    wanted = Some(after);
+                match message {
+                    Control::FetchTail { after } => wanted = Some(after),
+                    // The peer has promoted itself: it has, or does without, what it lacked.
+                    Control::Announce { .. } if released => {
+                        self.report(Report::Event(AnswerEvent::TailServed(self.link)))
+                    }
+                    _ => {}
                 }
             }
             if let Some(after) = wanted.take_if(|_| released) {

@@ -414,3 +414,21 @@ fn a_release_ends_the_role_for_whoever_reads_the_file_next() {
     assert_eq!(Left::new(&after, END).role, Role::None);
     assert_eq!(after.last_role, Role::Active, "its records stay to be archived or followed");
 }
+
+#[test]
+fn a_backups_worker_that_dies_over_and_over_is_started_once_a_second() {
+    let mut s = running();
+    let backup = Some(Left { role: Role::Backup, ..Left::default() });
+    let die = |s: &mut Supervisor, ms| {
+        let effects = s.handle(at(ms), Input::Exited(WorkerExit::Signal(9), backup));
+        s.handle(at(ms), Input::Started);
+        effects
+    };
+    for ms in [1_000, 1_100, 1_200] {
+        assert_eq!(die(&mut s, ms), [Effect::StartWorker], "{ms}");
+    }
+    let wait = Duration::from_millis(900);
+    let effects = s.handle(at(1_300), Input::Exited(WorkerExit::Signal(9), backup));
+    assert_eq!(effects, [Effect::Alarm(Alarm::RestartsExhausted(wait))]);
+    assert_eq!(pass(&mut s, 1_300, 10_000), Some((2_200, vec![Effect::StartWorker])));
+}
