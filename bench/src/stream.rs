@@ -1,0 +1,314 @@
+//! Scenario `stream`: changes of the configuration tree through a real pair, by ack level, size, clients and batching,
+//! beside what two synced writers and a round trip cost, and beside redis.
+//!
+//! Always: mutual TLS and journal are on; every answer must name the level that was asked for; after each run both
+//! members must have one digest. Never: a figure of a member that was alone.
+
+use std::{fmt::Write, path::Path, time::Duration};
+
+use ringpair_tests::pair::{Options, Pair};
+use tempfile::TempDir;
+
+use crate::{
+    Plan,
+    error::{Doing, Error, Result},
+    figure::{Figure, Samples, number},
+    floor::{disk, net},
+    load::{self, Answer, Outcome, Shape, Talk, Values},
+    peers::{self, redis::Redis, redis::Sets},
+    progress,
+};
+
+/// Changes in one transaction, and connections that send them, where changes are pipelined.
+const PIPELINED: (u64, usize) = (256, 16);
+/// Objects that the changes go over.
+const OBJECTS: u64 = 16_384;
+/// The most that the journal syncs at once, in bytes.
+const GROUP_BYTES: usize = 1 << 20;
+/// What an open loop asks, of what 64 clients reached.
+const OPEN_SHARE: f64 = 0.5;
+
+/// The figures that are plain load, and how each is taken.
+const LOADS: [Load; 5] = [
+    Load {
+        name: "durable_pipelined_200b_per_s",
+        ack: "durable",
+        bytes: 200,
+        changes: PIPELINED.0,
+        connections: PIPELINED.1,
+    },
+    Load {
+        name: "durable_pipelined_1k_per_s",
+        ack: "durable",
+        bytes: 1024,
+        changes: PIPELINED.0,
+        connections: PIPELINED.1,
+    },
+    Load { name: "durable_64_clients_per_s", ack: "durable", bytes: 200, changes: 1, connections: 64 },
+    Load { name: "durable_one_client_p50_us", ack: "durable", bytes: 200, changes: 1, connections: 1 },
+    Load { name: "async_one_client_p50_us", ack: "async", bytes: 200, changes: 1, connections: 1 },
+];
+
+/// One figure's load.
+#[derive(Clone, Copy, Debug)]
+struct Load {
+    name: &'static str,
+    ack: &'static str,
+    bytes: usize,
+    /// In one request.
+    changes: u64,
+    connections: usize,
+}
+
+impl Load {
+    fn is_rate(&self) -> bool {
+        self.name.ends_with("_per_s")
+    }
+
+    /// The figure's value.
+    fn value(&self, outcome: &Outcome) -> f64 {
+        if self.is_rate() { outcome.per_s() * self.changes as f64 } else { outcome.latency_us(0.5) }
+    }
+
+    fn shape(&self, span: Duration) -> Shape {
+        Shape { connections: self.connections, span, rate: None }
+    }
+
+    /// Unit, and how it was taken.
+    fn unit(&self) -> String {
+        let Self { bytes, changes, connections, .. } = self;
+        match (self.is_rate(), changes) {
+            (true, 1) => format!("changes/s ({bytes} B, PUT each, {connections} keep-alive connections)"),
+            (true, _) => {
+                format!("changes/s ({bytes} B, POST of {changes}, {connections} keep-alive connections)")
+            }
+            (false, _) => format!("us ({bytes} B, PUT, 1 keep-alive connection)"),
+        }
+    }
+}
+
+/// What this machine's disk and loopback allow, taken anew in each run.
+struct Floor {
+    round_trip_us: f64,
+    synced_us: f64,
+    /// Bytes a second that two writers sync, each.
+    group_bytes_per_s: f64,
+}
+
+impl Floor {
+    fn take(dir: &Path, span: Duration) -> Result<Self> {
+        Ok(Self {
+            round_trip_us: net::round_trip_p50_us(span)?,
+            synced_us: disk::fdatasync_p50_us(dir, 2, 4096, span)?,
+            group_bytes_per_s: disk::synced_per_s(dir, 2, GROUP_BYTES, span)? * GROUP_BYTES as f64,
+        })
+    }
+
+    /// What `load` is held against: a name, and its value.
+    fn of(&self, load: &Load) -> (&'static str, f64) {
+        let durable_us = self.round_trip_us + self.synced_us;
+        match (load.is_rate(), load.ack, load.changes) {
+            (true, _, 1) => {
+                ("floor 64 per round trip and fdatasync by two writers", load.connections as f64 * 1e6 / durable_us)
+            }
+            (true, _, _) => ("floor two writers syncing 1 MiB at once", self.group_bytes_per_s / load.bytes as f64),
+            (false, "async", _) => ("floor round trip", self.round_trip_us),
+            (false, _, _) => ("floor round trip and fdatasync by two writers", durable_us),
+        }
+    }
+}
+
+/// Starts a pair and takes every figure `plan.runs` times.
+///
+/// # Errors
+/// When a member answers otherwise than asked, digests differ, or the system refuses something.
+pub fn run(plan: &Plan) -> Result<Vec<Figure>> {
+    progress("stream: starting a pair");
+    let pair = Pair::start(&Options::default());
+    pair.wait_in_sync();
+    let active = pair.active().ok_or_else(|| Error::Failed("no member is active".into()))?;
+    let socket = active.socket();
+    let status = active.status().unwrap_or_default();
+    progress(&format!("stream: {} is active, io {}", active.name(), status["io"]["driver"]));
+    let dir = TempDir::with_prefix("ringpair-stream-").doing("a temporary directory")?;
+    let redis = if peers::offers(plan.peers, "redis-server") {
+        Some([("redis-fsync", Redis::start(dir.path(), true)?), ("redis", Redis::start(dir.path(), false)?)])
+    } else {
+        None
+    };
+    let span = plan.load_for();
+    let mut samples = Samples::default();
+    for run in 1..=plan.runs {
+        let floor = Floor::take(dir.path(), span / 6)?;
+        for load in &LOADS {
+            let outcome = load::run(&socket, &mut Puts::new(load), load.shape(span))?;
+            say(run, plan, load, &outcome);
+            samples.add(load.name, load.value(&outcome));
+            let (reference, value) = floor.of(load);
+            samples.hold_against(load.name, reference, value);
+            for (name, redis) in redis.iter().flatten() {
+                take_redis(&mut samples, load, name, redis, span)?;
+            }
+            if load.connections == 64 {
+                open_loop(&mut samples, &socket, load, outcome.per_s() * OPEN_SHARE, span)?;
+            }
+        }
+        compare(&pair)?;
+    }
+    figures(&samples)
+}
+
+fn say(run: usize, plan: &Plan, load: &Load, outcome: &Outcome) {
+    let (value, refused) = (number(load.value(outcome)), outcome.refused);
+    let (p50, p99) = (number(outcome.latency_us(0.5)), number(outcome.latency_us(0.99)));
+    progress(&format!(
+        "stream: run {run} of {}: {} {value} (p50 {p50} us, p99 {p99} us a request, {refused} refused)",
+        plan.runs, load.name
+    ));
+}
+
+fn take_redis(samples: &mut Samples, load: &Load, name: &str, redis: &Redis, span: Duration) -> Result<()> {
+    // One that syncs says nothing about `async`, and one that does not nothing about a synced round trip.
+    let fits = match (load.is_rate(), load.ack) {
+        (false, "async") => name == "redis",
+        (false, _) => name == "redis-fsync",
+        (true, _) => true,
+    };
+    if fits {
+        let mut sets =
+            Sets { changes: load.changes, replicated: load.ack == "durable", values: Values::new(load.bytes) };
+        let outcome = load::run(redis.socket(), &mut sets, load.shape(span))?;
+        samples.hold_against(load.name, name, load.value(&outcome));
+    }
+    Ok(())
+}
+
+/// Latency while requests come at a fixed rate, counted from when each was due.
+fn open_loop(samples: &mut Samples, socket: &Path, load: &Load, rate: f64, span: Duration) -> Result<()> {
+    let shape = Shape { rate: Some(rate), ..load.shape(span) };
+    let outcome = load::run(socket, &mut Puts::new(load), shape)?;
+    for (name, quantile) in OPEN {
+        samples.add(name, outcome.latency_us(quantile));
+    }
+    Ok(())
+}
+
+const OPEN: [(&str, f64); 2] = [("durable_open_loop_p50_us", 0.5), ("durable_open_loop_p99_us", 0.99)];
+
+fn figures(samples: &Samples) -> Result<Vec<Figure>> {
+    let mut figures = Vec::new();
+    for load in &LOADS {
+        figures.extend(samples.figures(load.name, &load.unit())?);
+    }
+    for (name, _) in OPEN {
+        let unit = "us (200 B, PUT, open loop at half of durable_64_clients_per_s, 64 keep-alive connections)";
+        figures.extend(samples.figures(name, unit)?);
+    }
+    Ok(figures)
+}
+
+fn compare(pair: &Pair) -> Result<()> {
+    pair.wait_in_sync();
+    let [a, b] = pair.digests();
+    if a.is_some() && a == b {
+        return Ok(());
+    }
+    Err(Error::Failed(format!("the members differ after a run: A {a:?}, B {b:?}\n{}", pair.logs())))
+}
+
+/// Changes over HTTP: one by PUT, several as one transaction by POST.
+struct Puts {
+    changes: u64,
+    ack: &'static str,
+    values: Values,
+    body: Vec<u8>,
+    expected: String,
+}
+
+impl Puts {
+    fn new(load: &Load) -> Self {
+        let expected = format!(r#""level":"{}""#, load.ack);
+        Self { changes: load.changes, ack: load.ack, values: Values::new(load.bytes), body: Vec::new(), expected }
+    }
+
+    fn push_object(&mut self, change: u64, with_path: bool) {
+        let body = &mut self.body;
+        body.push(b'{');
+        if with_path {
+            body.extend_from_slice(format!(r#""path":"/BENCH/o{:06}","#, change % OBJECTS).as_bytes());
+        }
+        body.extend_from_slice(br#""class":"Bench","attributes":{"Value":[""#);
+        self.values.push(change, body);
+        body.extend_from_slice(b"\"]}}");
+    }
+}
+
+impl Talk for Puts {
+    fn ask(&mut self, number: u64, out: &mut Vec<u8>) {
+        self.body.clear();
+        let mut head = String::new();
+        // Writing to a string does not fail.
+        if self.changes == 1 {
+            self.push_object(number, false);
+            let _ = write!(head, "PUT /v1/ds/BENCH/o{:06}", number % OBJECTS);
+        } else {
+            for change in number * self.changes..(number + 1) * self.changes {
+                self.push_object(change, true);
+                self.body.push(b'\n');
+            }
+            head.push_str("POST /v1/ds");
+        }
+        let _ =
+            write!(head, "?ack={} HTTP/1.1\r\nHost: member\r\nContent-Length: {}\r\n\r\n", self.ack, self.body.len());
+        out.extend_from_slice(head.as_bytes());
+        out.extend_from_slice(&self.body);
+    }
+
+    fn answer(&self, bytes: &[u8]) -> Result<Option<Answer>> {
+        let Some(split) = bytes.windows(4).position(|window| window == b"\r\n\r\n") else { return Ok(None) };
+        let head = String::from_utf8_lossy(&bytes[..split]).to_ascii_lowercase();
+        let length = head.lines().find_map(|line| line.strip_prefix("content-length:")?.trim().parse::<usize>().ok());
+        let whole = length.ok_or_else(|| Error::Failed(format!("an answer without its length: {head}")))?;
+        let Some(body) = bytes.get(split + 4..split + 4 + whole) else { return Ok(None) };
+        if head.starts_with("http/1.1 429") {
+            return Ok(Some(Answer::Again));
+        }
+        let body = String::from_utf8_lossy(body);
+        let done =
+            head.starts_with("http/1.1 200") && body.contains(&self.expected) && body.contains(r#""alone":false"#);
+        if done { Ok(Some(Answer::Done)) } else { Err(Error::Failed(format!("the member answered {head}\n{body}"))) }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn answer(text: &str) -> Result<Option<Answer>> {
+        Puts::new(&LOADS[0]).answer(text.as_bytes())
+    }
+
+    #[test]
+    fn only_the_level_that_was_asked_for_counts() {
+        let with =
+            |status: &str, body: &str| format!("HTTP/1.1 {status}\r\ncontent-length: {}\r\n\r\n{body}", body.len());
+        let good = with("200 OK", r#"{"level":"durable","alone":false}"#);
+        assert_eq!(answer(&good).unwrap(), Some(Answer::Done));
+        assert_eq!(answer(&good[..good.len() - 1]).unwrap(), None);
+        assert!(answer(&with("200 OK", r#"{"level":"local","alone":true}"#)).is_err());
+        assert!(answer(&with("504 Late", r#"{"error":{}}"#)).is_err());
+        assert_eq!(answer(&with("429 Busy", "{}")).unwrap(), Some(Answer::Again));
+    }
+
+    #[test]
+    fn requests_are_what_the_interface_says() {
+        let mut out = Vec::new();
+        Puts::new(&LOADS[0]).ask(1, &mut out);
+        let text = String::from_utf8(out).unwrap();
+        let (head, body) = text.split_once("\r\n\r\n").unwrap();
+        assert!(head.starts_with("POST /v1/ds?ack=durable HTTP/1.1\r\n"), "{head}");
+        let lines: Vec<serde_json::Value> = body.lines().map(|line| serde_json::from_str(line).unwrap()).collect();
+        assert_eq!((lines.len(), lines[0]["path"].as_str()), (256, Some("/BENCH/o000256")));
+        assert_eq!(lines[0]["attributes"]["Value"][0].as_str().map(str::len), Some(200));
+    }
+}
