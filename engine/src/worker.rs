@@ -15,7 +15,6 @@ use std::{
 
 use ringpair_core::Node;
 use ringpair_wire::{
-    dscp::Dscp,
     hello::{Hello, Speaker, VERSIONS},
     lane::{LaneKind, PathKind},
 };
@@ -182,15 +181,7 @@ fn transport_config(
         PathAddress { path: PathKind::Main, local: local(&own.address), peer: peer.address.resolve()? },
         PathAddress { path: PathKind::Aux, local: local(&own.aux), peer: peer.aux.resolve()? },
     ];
-    let lane = |lane: LaneKind, dscp: Dscp, congestion: Option<&String>| {
-        let mut options = LaneOptions::default_for(lane);
-        (options.dscp_main, options.dscp_aux) = (dscp, dscp);
-        if let Some(congestion) = congestion {
-            options.congestion = Some(congestion.clone());
-        }
-        options
-    };
-    let (dscp, congestion) = (config.transport.dscp, &config.transport.congestion);
+    let lane = |lane| LaneOptions::configured(lane, &config.transport);
     Ok(TransportConfig {
         protection: identity.map_or(Protection::Off, Protection::MutualTls),
         hello: Hello {
@@ -203,9 +194,9 @@ fn transport_config(
             speaker: Speaker::Worker,
         },
         paths,
-        ping: lane(LaneKind::Ping, dscp.ping, None),
-        ds: lane(LaneKind::Ds, dscp.ds, Some(&congestion.ds)),
-        bulk: lane(LaneKind::Bulk, dscp.bulk, Some(&congestion.bulk)),
+        ping: lane(LaneKind::Ping),
+        ds: lane(LaneKind::Ds),
+        bulk: lane(LaneKind::Bulk),
         connect_timeout: config.detection.heartbeat,
         strangers: StrangerLimits::default(),
         hand_over: vec![LaneKind::Bulk],
@@ -310,4 +301,43 @@ fn bulk_thread(
     })?;
     to_bulk.wakes(receiver.recv()??);
     Ok(thread)
+}
+
+#[cfg(test)]
+mod tests {
+    use std::path::Path;
+
+    use super::*;
+
+    const TEXT: &str = r#"
+[pair]
+name = "test"
+member = "A"
+[members.A]
+name = "a"
+address = "127.0.0.1:1"
+[members.B]
+name = "b"
+address = "127.0.0.1:2"
+[storage]
+dir = "/nowhere"
+[security]
+mode = "off"
+[transport]
+dscp = { ping = "CS5", ds = "AF21", bulk = "CS1" }
+congestion = { bulk = "reno" }
+bulk_rate_bytes_per_s = 1000000
+"#;
+
+    // REQ: REP-304
+    #[test]
+    fn lanes_are_as_the_configuration_says() {
+        let config = Config::parse(Path::new("test.toml"), TEXT, &[], "host").unwrap();
+        let made = transport_config(&config, None, 1).unwrap();
+        for (lane, options) in [(LaneKind::Ping, &made.ping), (LaneKind::Ds, &made.ds), (LaneKind::Bulk, &made.bulk)] {
+            assert_eq!(format!("{options:?}"), format!("{:?}", LaneOptions::configured(lane, &config.transport)));
+        }
+        assert_eq!(made.bulk.pacing_bytes_per_s, Some(1_000_000));
+        assert_eq!(made.bulk.congestion.as_deref(), Some("reno"));
+    }
 }
