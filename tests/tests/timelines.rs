@@ -52,7 +52,7 @@ impl Timeline {
     }
 
     fn status(&self, m: usize) -> Status {
-        self.world.members[m].seen.clone().expect("it runs")
+        self.world.members[m].seen.clone().unwrap_or_else(|| panic!("member {m} answers nothing"))
     }
 
     fn ms(&self, at: u64) -> f64 {

@@ -133,7 +133,7 @@ impl World {
         let one = &mut self.clients.each[asked.client];
         if let Some(pending) = one.pending.as_mut().filter(|pending| pending.asked.op == asked.op) {
             pending.delivered = false;
-            one.target = if wait % 4 == 0 { 1 - one.target } else { other.unwrap_or(1 - one.target) };
+            one.target = if wait.is_multiple_of(4) { 1 - one.target } else { other.unwrap_or(1 - one.target) };
             self.at(self.now + wait, Ev::Client(asked.client));
         }
     }

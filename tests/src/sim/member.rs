@@ -6,29 +6,27 @@
 use std::collections::BTreeMap;
 
 use ringpair_core::{
-    Completion, Config, Effect, FrameMeta, Node, Persisted, Start,
-    effect::{Hook, WriteOutcome},
+    Completion, Config, Effect, Node, Persisted,
+    effect::Hook,
     input::{Channel, Command, CommandToken, FrameVerdict, PersistToken, WorkToken, WriteToken},
     status::Status,
 };
 use ringpair_wire::{
-    control::{Control, Role},
+    control::Control,
     heartbeat::Heartbeat,
-    id::{AckLevel, Epoch, HistoryId, MemberId, Position, Seq, Version},
+    id::{AckLevel, Epoch, HistoryId, MemberId, Position, Seq},
     lane::{LaneKind, PathKind},
 };
 
 use super::{
     client::Asked,
-    disk::{Death, Disk, Frame, OpId},
+    disk::{Disk, Frame, OpId},
     keeper::Keeper,
     network::{End, Slot, Words},
     time::{Clock, MS},
     world::{Ev, World},
 };
 
-/// Stands for the office of a frame that is served as a tail: of no office any more.
-const TAIL: Epoch = Epoch(u64::MAX);
 /// Datagrams that a socket holds while its process sleeps.
 const SOCKET_DATAGRAMS: usize = 200;
 
@@ -113,7 +111,8 @@ pub enum Inbound {
 }
 
 impl Inbound {
-    const fn from_socket(&self) -> bool {
+    /// Whether it waits in a socket.
+    pub(super) const fn of_socket(&self) -> bool {
         matches!(self, Self::Lane(..) | Self::Beat(..) | Self::Control(..) | Self::Frame(..))
     }
 }
@@ -196,22 +195,22 @@ pub struct Worker {
     pub discontinued: bool,
     /// Writes that wait.
     pub waiting: BTreeMap<WriteToken, Waiting>,
-    timer: Option<u64>,
-    unframed: Vec<OpId>,
-    frame_due: bool,
-    storing: bool,
-    store_next: Option<(PersistToken, Persisted)>,
-    writing: bool,
-    syncing: bool,
-    sync_dead: bool,
+    pub(super) timer: Option<u64>,
+    pub(super) unframed: Vec<OpId>,
+    pub(super) frame_due: bool,
+    pub(super) storing: bool,
+    pub(super) store_next: Option<(PersistToken, Persisted)>,
+    pub(super) writing: bool,
+    pub(super) syncing: bool,
+    pub(super) sync_dead: bool,
     pub(super) applied: Seq,
-    applying: bool,
-    appliers_on: bool,
-    stream: Option<Seq>,
-    serves: bool,
-    writes: u64,
-    commands: u64,
-    quiet: bool,
+    pub(super) applying: bool,
+    pub(super) appliers_on: bool,
+    pub(super) stream: Option<Seq>,
+    pub(super) serves: bool,
+    pub(super) writes: u64,
+    pub(super) commands: u64,
+    pub(super) quiet: bool,
 }
 
 impl World {
@@ -250,7 +249,7 @@ impl World {
         inc
     }
 
-    fn local_in(&mut self, m: usize, span: (u64, u64), done: Local) {
+    pub(super) fn local_in(&mut self, m: usize, span: (u64, u64), done: Local) {
         let at = self.now + self.rng.within(span);
         if let Some(worker) = &self.members[m].worker {
             let inc = worker.inc;
@@ -312,7 +311,7 @@ impl World {
         if (first as u64) < count {
             let inbound = worker.backlog.remove(first);
             // Only the head of a connection can be read first.
-            if inbound.from_socket() {
+            if inbound.of_socket() {
                 worker.backlog.insert(first, inbound);
                 self.turn(m, |node, now| node.handle_timeout(now));
             } else {
@@ -324,7 +323,7 @@ impl World {
         self.drain_backlog(m, inc, |_| true);
     }
 
-    fn drain_backlog(&mut self, m: usize, inc: u64, which: impl Fn(&Inbound) -> bool) {
+    pub(super) fn drain_backlog(&mut self, m: usize, inc: u64, which: impl Fn(&Inbound) -> bool) {
         loop {
             let Some(worker) = self.members[m].worker.as_mut().filter(|worker| worker.inc == inc) else { return };
             let Some(index) = worker.backlog.iter().position(&which) else { return };
@@ -333,7 +332,7 @@ impl World {
         }
     }
 
-    fn take(&mut self, m: usize, inbound: Inbound) {
+    pub(super) fn take(&mut self, m: usize, inbound: Inbound) {
         match inbound {
             Inbound::Lane(slot, up) => {
                 let (path, lane) = match slot {
@@ -472,464 +471,6 @@ impl World {
             self.turn(m, |node, now| node.handle_timeout(now));
         } else {
             self.set_timer(m);
-        }
-    }
-
-    fn complete(&mut self, m: usize, span: (u64, u64), completion: Completion) {
-        self.local_in(m, span, Local::Done(completion));
-    }
-
-    fn effect(&mut self, m: usize, effect: Effect) {
-        let speed = self.speed;
-        match effect {
-            Effect::Persist { token, state } => self.store(m, token, *state),
-            Effect::Send { to, message } => self.say(m, to, message),
-            Effect::SendHeartbeat { path, heartbeat } => self.send_datagram(m, path, heartbeat),
-            Effect::Connect => {
-                let Some(worker) = &mut self.members[m].worker else { return };
-                worker.doors_open = true;
-                let discontinued = worker.discontinued;
-                let verdict = self.checks.hooks.connects(m, discontinued);
-                self.judge(verdict);
-                Slot::ALL.into_iter().for_each(|slot| self.dial_soon(m, slot, 0));
-                self.keeper_hears_ready(m);
-            }
-            Effect::DialNow => {
-                for slot in [Slot::PingMain, Slot::PingAux] {
-                    if self.net.up[m][slot as usize].is_none() {
-                        self.dial_soon(m, slot, 0);
-                    }
-                }
-            }
-            Effect::Answer { write, version, outcome } => self.answer(m, write, version, outcome),
-            Effect::CommandDone { .. } => {}
-            Effect::CreateHistory { history } => {
-                let peer = self.members[1 - m].disk.control.as_ref().and_then(|control| control.history).is_some();
-                let bootstrap = self.members[m].config.bootstrap;
-                let verdict = self.checks.complete.created(m, peer, bootstrap);
-                self.judge(verdict);
-                self.members[m].disk.history = Some(history);
-            }
-            Effect::AppendEpoch { start } => self.append_epoch(m, start.epoch),
-            Effect::DropUnframed => {
-                if let Some(worker) = &mut self.members[m].worker {
-                    worker.unframed.clear();
-                    worker.waiting.clear();
-                }
-            }
-            Effect::StopAppliers => {
-                if let Some(worker) = &mut self.members[m].worker {
-                    worker.appliers_on = false;
-                }
-                self.local_in(m, speed.apply, Local::Stopped);
-            }
-            Effect::StartAppliers => self.start_appliers(m),
-            Effect::Replay { work, through } => self.local_in(m, speed.apply, Local::Replayed(work, through)),
-            Effect::SettleFiles { work, .. } => {
-                self.complete(m, speed.apply, Completion::FilesSettled { work, renamed: 0, missing: 0 });
-            }
-            Effect::RunHook { hook, epoch } => self.run_hook(m, hook, epoch),
-            Effect::Locate { work, position } => {
-                let location = self.members[m].disk.journal.locate(position);
-                self.complete(m, speed.apply, Completion::Located(work, location));
-            }
-            Effect::StreamFrom { after } => {
-                if let Some(worker) = &mut self.members[m].worker {
-                    worker.stream = Some(after.seq);
-                }
-                self.pump(m);
-            }
-            Effect::StopStream => {
-                if let Some(worker) = &mut self.members[m].worker {
-                    worker.stream = None;
-                }
-            }
-            Effect::ServeTail { work, to, after } => {
-                self.serve_tail(m, self.net.up[m][Slot::of(to) as usize], after);
-                self.complete(m, speed.apply, Completion::TailServed(work));
-            }
-            Effect::Archive { work, after, .. } => self.local_in(m, speed.bulk, Local::Archive(work, after)),
-            Effect::Resync { work, history, .. } => self.begin_resync(m, work, history),
-            Effect::ServeResync(serves) => {
-                if let Some(worker) = &mut self.members[m].worker {
-                    worker.serves = serves;
-                }
-            }
-            Effect::DrainSockets => {
-                if let Some(inc) = self.members[m].worker.as_ref().map(|worker| worker.inc) {
-                    // What waits is fed in by turns of its own; their effects follow those of this turn.
-                    self.at(self.now, Ev::Drain { m, inc });
-                }
-            }
-            Effect::DrainFiles { work } => {
-                let left = u64::from(self.rng.per_mille(100));
-                self.complete(m, speed.bulk, Completion::FilesDrained { work, left });
-            }
-            Effect::Report(event) => self.trace.report(self.now, m, event),
-            Effect::Exit => self.worker_ends(m, Some(0), Death::Process),
-        }
-    }
-
-    /// Reads a worker's sockets dry.
-    pub fn drain(&mut self, m: usize, inc: u64) {
-        if self.members[m].worker.as_ref().is_none_or(|worker| worker.inc != inc || worker.frozen) {
-            return;
-        }
-        self.drain_backlog(m, inc, Inbound::from_socket);
-        self.take(m, Inbound::Local(Local::Done(Completion::SocketsDrained)));
-    }
-
-    fn say(&mut self, m: usize, to: Channel, message: Control) {
-        if let Control::Released { epoch, .. } = message {
-            self.released_at[m] = self.now;
-            let verdict = self.checks.hooks.released(m, epoch, self.members[m].config.on_hook_failure);
-            self.judge(verdict);
-        }
-        if self.trace.verbose && !matches!(message, Control::Report(_) | Control::Ack { .. }) {
-            self.trace.text(self.now, Some(m), format!("says on {to:?}: {message:?}"));
-        }
-        if let Some(conn) = self.net.up[m][Slot::of(to) as usize] {
-            self.send_words(m, conn, Words::Control(message));
-        }
-    }
-
-    fn store(&mut self, m: usize, token: PersistToken, state: Persisted) {
-        let verdict = self.checks.epochs.persists(m, &state);
-        self.judge(verdict);
-        let member = &mut self.members[m];
-        let Some(worker) = &mut member.worker else { return };
-        if worker.storing {
-            worker.store_next = Some((token, state));
-            return;
-        }
-        worker.storing = true;
-        member.disk.control_writing = Some(state);
-        let span = self.speed.persist;
-        self.local_in(m, span, Local::Stored(token, true));
-    }
-
-    fn append_epoch(&mut self, m: usize, epoch: Epoch) {
-        let member = &self.members[m];
-        let control = member.disk.control.clone().unwrap_or_default();
-        let verdict = self.checks.epochs.begins(m, epoch, &control);
-        self.judge(verdict);
-        let verdict = self.checks.complete.promoted(m, &self.members[m].disk, self.forced[m]);
-        self.judge(verdict);
-        self.forced[m] = false;
-        self.close_frame(m, epoch, &[0]);
-        self.checks.hooks.begins(m, epoch);
-    }
-
-    fn close_frame(&mut self, m: usize, epoch: Epoch, ops: &[OpId]) {
-        let journal = &self.members[m].disk.journal;
-        let history = self.members[m].disk.history.unwrap_or_default();
-        let frame = Frame::new(history, epoch, journal.end(), ops);
-        let verdict = self.checks.prefix.closed(m, &frame);
-        self.judge(verdict);
-        let meta: FrameMeta = frame.meta;
-        self.members[m].disk.journal.frames.push(frame);
-        let now = self.now;
-        let member = &mut self.members[m];
-        if let (Some(worker), Some(clock)) = (&mut member.worker, member.clock) {
-            worker.node.frame_closed(clock.read(now), &meta);
-        }
-        self.write_journal(m);
-        self.pump(m);
-    }
-
-    fn write_journal(&mut self, m: usize) {
-        let span = self.speed.write;
-        let disk = &self.members[m].disk;
-        let (end, written, full) = (disk.journal.end(), disk.journal.written, disk.full);
-        let Some(worker) = &mut self.members[m].worker else { return };
-        if worker.writing || end.seq <= written {
-            return;
-        }
-        worker.writing = true;
-        self.local_in(m, span, if full { Local::NoRoom } else { Local::Written(end) });
-    }
-
-    fn sync_journal(&mut self, m: usize) {
-        let span = self.speed.sync;
-        let disk = &mut self.members[m].disk;
-        let through = disk.journal.position(disk.journal.written);
-        let Some(worker) = &mut self.members[m].worker else { return };
-        if worker.syncing || worker.sync_dead || through.seq <= disk.journal.synced {
-            return;
-        }
-        worker.syncing = true;
-        let fails = std::mem::take(&mut disk.sync_fails);
-        disk.sync_failed |= fails;
-        self.local_in(m, span, if fails { Local::SyncFailed } else { Local::Synced(through) });
-    }
-
-    fn start_appliers(&mut self, m: usize) {
-        if let Some(worker) = &mut self.members[m].worker {
-            worker.appliers_on = true;
-        }
-        self.apply(m);
-    }
-
-    fn apply(&mut self, m: usize) {
-        let span = self.speed.apply;
-        let written = self.members[m].disk.journal.written;
-        let Some(worker) = &mut self.members[m].worker else { return };
-        if worker.appliers_on && !worker.applying && worker.applied < written {
-            worker.applying = true;
-            self.local_in(m, span, Local::Applied(written));
-        }
-    }
-
-    fn pump(&mut self, m: usize) {
-        let Some(lane) = self.net.up[m][Slot::Ds as usize] else { return };
-        let member = &mut self.members[m];
-        let Some(worker) = &mut member.worker else { return };
-        let Some(cursor) = worker.stream else { return };
-        let through = worker.node.send_through();
-        let sender = worker.node.epoch();
-        let due: Vec<Frame> = member
-            .disk
-            .journal
-            .after(cursor)
-            .iter()
-            .take_while(|frame| frame.meta.end.seq <= through)
-            .cloned()
-            .collect();
-        if let Some(last) = due.last() {
-            worker.stream = Some(last.meta.end.seq);
-        }
-        for frame in due {
-            self.send_words(m, lane, Words::Frame(frame, sender));
-        }
-    }
-
-    /// Sends the frames after a position, and the end.
-    pub fn serve_tail(&mut self, m: usize, lane: Option<u32>, after: Position) {
-        let Some(lane) = lane else { return };
-        let journal = &self.members[m].disk.journal;
-        let end = journal.end();
-        let sender = TAIL;
-        for frame in journal.after(after.seq).to_vec() {
-            self.send_words(m, lane, Words::Frame(frame, sender));
-        }
-        self.send_words(m, lane, Words::Control(Control::TailEnd { end, served: true }));
-    }
-
-    fn run_hook(&mut self, m: usize, hook: Hook, epoch: Epoch) {
-        self.keeper_hears_hook(m);
-        let span = self.speed.hook;
-        let slow = if self.rng.per_mille(self.members[m].hook_failures / 2) { 20 } else { 1 };
-        let ok = !self.rng.per_mille(self.members[m].hook_failures);
-        let verdict = self.checks.hooks.runs(m, hook, epoch);
-        self.judge(verdict);
-        self.local_in(m, (span.0 * slow, span.1 * slow), Local::Hook(hook, epoch, ok));
-    }
-
-    fn begin_resync(&mut self, m: usize, work: WorkToken, history: HistoryId) {
-        let span = self.speed.bulk;
-        let lane = self.net.up[m][Slot::Ds as usize];
-        let peer = &self.members[1 - m];
-        let open = lane.is_some() && self.net.any_whole();
-        self.checks.complete.begins_resync(m);
-        match &peer.worker {
-            Some(worker) if open && worker.serves && !worker.frozen && peer.disk.history == Some(history) => {
-                let journal = &peer.disk.journal;
-                let snapshot = Snapshot { at: journal.end(), log: journal.log(), of: worker.inc, lane };
-                self.local_in(m, span, Local::Resync(work, history, Box::new(snapshot)));
-            }
-            _ => self.complete(m, span, Completion::ResyncFailed(work, "the peer does not serve".into())),
-        }
-    }
-
-    fn take_local(&mut self, m: usize, done: Local) {
-        let member = &mut self.members[m];
-        let Some(worker) = &mut member.worker else { return };
-        match done {
-            Local::Start => self.first_turn(m),
-            Local::Stored(token, ok) => {
-                worker.storing = false;
-                if let Some((token, state)) = worker.store_next.take() {
-                    worker.storing = true;
-                    member.disk.control_writing = Some(state);
-                    let span = self.speed.persist;
-                    self.local_in(m, span, Local::Stored(token, true));
-                }
-                debug_assert!(ok, "the control file is preallocated");
-                self.completed(m, Completion::Persisted(token));
-            }
-            Local::Written(at) => {
-                worker.writing = false;
-                self.write_journal(m);
-                self.sync_journal(m);
-                self.apply(m);
-                self.completed(m, Completion::Written(at));
-            }
-            Local::NoRoom => {
-                self.local_in(m, (100 * MS, 300 * MS), Local::WriteAgain);
-                self.completed(m, Completion::JournalFull("no space left on device".into()));
-            }
-            Local::WriteAgain => {
-                worker.writing = false;
-                self.write_journal(m);
-            }
-            Local::Synced(at) => {
-                worker.syncing = false;
-                self.sync_journal(m);
-                self.completed(m, Completion::Synced(at));
-            }
-            Local::SyncFailed => {
-                worker.sync_dead = true;
-                self.completed(m, Completion::SyncFailed("input/output error".into()));
-            }
-            Local::Applied(through) => {
-                worker.applying = false;
-                if worker.appliers_on {
-                    worker.applied = worker.applied.max(through);
-                    self.apply(m);
-                    self.completed(m, Completion::Applied(through));
-                }
-            }
-            Local::Stopped => {
-                let applied = worker.applied;
-                self.completed(m, Completion::AppliersStopped(applied));
-            }
-            Local::Replayed(work, through) => {
-                worker.applied = worker.applied.max(through);
-                self.completed(m, Completion::Replayed(work));
-                self.start_appliers(m);
-            }
-            Local::CloseFrame => {
-                worker.frame_due = false;
-                let ops = std::mem::take(&mut worker.unframed);
-                let epoch = worker.node.epoch();
-                if !ops.is_empty() {
-                    self.close_frame(m, epoch, &ops);
-                    self.turn(m, |node, now| node.handle_timeout(now));
-                }
-            }
-            Local::Archive(work, after) => self.archive(m, work, after),
-            Local::Resync(work, history, snapshot) => self.resync(m, work, history, *snapshot),
-            Local::Done(completion) => self.completed(m, completion),
-            Local::Hook(hook, epoch, ok) => {
-                worker.discontinued |= hook == Hook::Discontinue;
-                self.checks.hooks.ended(m, hook, epoch, ok);
-                self.completed(m, Completion::HookFinished { hook, epoch, ok });
-            }
-            Local::Orphaned => self.take(m, Inbound::Command(Command::Stop)),
-        }
-    }
-
-    fn completed(&mut self, m: usize, completion: Completion) {
-        self.turn(m, |node, now| node.handle_completion(now, completion));
-    }
-
-    fn first_turn(&mut self, m: usize) {
-        let start = Start {
-            persisted: self.members[m].disk.control.clone(),
-            journal: self.members[m].disk.view(),
-            fresh_history: HistoryId(u128::from(self.rng.next()).to_le_bytes()),
-            unix_ms_at_zero: 0,
-        };
-        let applied = start.journal.applied;
-        if let Some(worker) = &mut self.members[m].worker {
-            worker.applied = applied;
-        }
-        self.turn(m, |node, now| node.start(now, start));
-    }
-
-    fn archive(&mut self, m: usize, work: WorkToken, after: Seq) {
-        let disk = &mut self.members[m].disk;
-        if disk.full {
-            return self.completed(m, Completion::ArchiveFailed(work, "no space left on device".into()));
-        }
-        let ops: Vec<OpId> = disk.journal.ops_after(after).collect();
-        let records = ops.len() as u64;
-        disk.archive.extend(ops);
-        self.completed(m, Completion::Archived { work, records, files: 0 });
-    }
-
-    fn resync(&mut self, m: usize, work: WorkToken, history: HistoryId, snapshot: Snapshot) {
-        let peer = &self.members[1 - m];
-        let serves = peer.worker.as_ref().is_some_and(|worker| worker.inc == snapshot.of && worker.serves);
-        let same_lane = snapshot.lane.is_some() && self.net.up[m][Slot::Ds as usize] == snapshot.lane;
-        if !serves || !same_lane || self.members[m].disk.full {
-            return self.completed(m, Completion::ResyncFailed(work, "the connection was lost".into()));
-        }
-        let verdict = self.checks.archive.overwrites(m, &self.members[m].disk, &snapshot.log);
-        self.judge(verdict);
-        let disk = &mut self.members[m].disk;
-        disk.journal.reset(snapshot.at, snapshot.log);
-        disk.history = Some(history);
-        disk.sync_failed = false;
-        self.checks.complete.ends_resync(m);
-        if let Some(worker) = &mut self.members[m].worker {
-            worker.applied = snapshot.at.seq;
-            (worker.writing, worker.syncing, worker.sync_dead, worker.applying) = (false, false, false, false);
-        }
-        self.completed(m, Completion::Resynced(work, snapshot.at));
-    }
-
-    fn answer(&mut self, m: usize, write: WriteToken, version: Version, outcome: WriteOutcome) {
-        let Some(worker) = &mut self.members[m].worker else { return };
-        let Some(waiting) = worker.waiting.remove(&write) else { return };
-        if let WriteOutcome::Reached { level, alone } = outcome {
-            let verdict = self.checks.acknowledged.told(m, waiting, version, (level, alone), &self.members);
-            self.judge(verdict);
-        }
-        self.answered(waiting.op, outcome);
-    }
-
-    /// Looks at `/active` as a client would, and holds the member to it.
-    pub fn observe(&mut self, m: usize) {
-        let now = self.now;
-        let member = &mut self.members[m];
-        let (Some(worker), Some(clock)) = (&member.worker, member.clock) else { return };
-        if worker.frozen || !worker.doors_open {
-            return;
-        }
-        let Some(status) = worker.node.status(clock.read(now)) else { return };
-        let highest = member.disk.control.as_ref().map_or(Epoch(0), |control| control.highest_epoch);
-        let verdict = self.checks.exclusive.observed(now, m, &status);
-        self.judge(verdict);
-        let verdict = self.checks.epochs.observed(m, &status, highest);
-        self.judge(verdict);
-        let active = status.role == Role::Active;
-        self.checks.hooks.observed(m, active, status.epoch);
-        self.keeper_hears_status(m, &status);
-        self.members[m].seen = Some(status);
-    }
-
-    /// Drops journal segments that nobody needs.
-    pub fn trim(&mut self, m: usize) {
-        let member = &mut self.members[m];
-        let Some(worker) = member.worker.as_ref().filter(|worker| !worker.frozen && worker.doors_open) else { return };
-        let through = worker.node.needed_after().min(worker.applied).min(member.disk.journal.synced);
-        let before = member.disk.journal.base;
-        member.disk.journal.trim(through);
-        let base = member.disk.journal.base;
-        if base != before {
-            self.completed(m, Completion::Trimmed(base));
-        }
-    }
-
-    /// The worker's process is gone, by itself (with a code) or killed.
-    pub fn worker_ends(&mut self, m: usize, code: Option<i32>, death: Death) {
-        let Some(worker) = self.members[m].worker.take() else { return };
-        self.members[m].seen = None;
-        self.members[m].applied_once = self.members[m].applied_once.max(worker.applied);
-        self.drop_ends(m, End::Worker(worker.inc), death == Death::Host);
-        let gone = self.members[m].disk.die(death, &mut self.rng);
-        self.checks.acknowledged.lost(&gone, death);
-        for waiting in worker.waiting.into_values() {
-            self.answered(waiting.op, WriteOutcome::Unknown);
-        }
-        for inbound in worker.backlog {
-            if let Inbound::Write(asked) = inbound {
-                self.answered(asked.op, WriteOutcome::Unknown);
-            }
-        }
-        if death == Death::Process {
-            self.keeper_loses_worker(m, code);
         }
     }
 }

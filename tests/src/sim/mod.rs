@@ -7,6 +7,7 @@
 pub mod checkers;
 pub mod client;
 pub mod disk;
+mod effects;
 pub mod faults;
 pub mod keeper;
 pub mod member;
@@ -14,6 +15,7 @@ pub mod network;
 pub mod rng;
 pub mod time;
 pub mod trace;
+mod work;
 pub mod world;
 
 use std::fmt;

@@ -7,8 +7,10 @@ use super::{
     Verdict, rule,
 };
 
-/// What is still missing; `None`: the pair is whole. The second: whose turn it is as active.
-#[must_use]
+/// Whether the pair is whole, and who is active then.
+///
+/// # Errors
+/// What is missing.
 pub fn missing(world: &World) -> Result<usize, String> {
     let status = |m: usize| world.members[m].seen.as_ref();
     let (Some(a), Some(b)) = (status(0), status(1)) else { return Err("a member does not run".into()) };
