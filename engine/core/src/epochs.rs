@@ -59,11 +59,16 @@ impl Epochs {
     #[must_use]
     pub fn common(&self, end: Position, follower: &[EpochStart], follower_end: Position) -> Seq {
         let theirs = Self::new(follower.to_vec());
-        let oldest = |list: &[EpochStart], epoch| list.first().is_some_and(|start| start.epoch == epoch);
+        // Cut: the epoch began before the entry says, and so has a record at that place already.
+        let cut = |start: &EpochStart| start.after.epoch == start.epoch;
         let shared = self.list.iter().rev().find(|own| {
             let same = theirs.list.iter().find(|their| their.epoch == own.epoch);
-            let cut = oldest(&self.list, own.epoch) || oldest(&theirs.list, own.epoch);
-            same.is_some_and(|their| cut || their.after == own.after)
+            same.is_some_and(|their| match (cut(own), cut(their)) {
+                (false, false) => their.after == own.after,
+                (true, false) => their.after.seq < own.after.seq,
+                (false, true) => own.after.seq < their.after.seq,
+                (true, true) => true,
+            })
         });
         let Some(shared) = shared else {
             return Seq(0);

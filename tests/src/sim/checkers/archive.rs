@@ -1,5 +1,7 @@
 //! Nothing that a member accepted is overwritten before it is in its archive, unless its peer has it (protocol §11).
 
+use std::collections::BTreeSet;
+
 use super::{
     super::{
         disk::{Disk, OpId},
@@ -11,6 +13,8 @@ use super::{
 /// Counts what was overwritten.
 #[derive(Debug, Default)]
 pub struct Archive {
+    /// What an older copy brought back although its member had archived it since: that archive went with the storage.
+    brought_back: [BTreeSet<OpId>; 2],
     /// Journals replaced by a snapshot.
     pub overwritten: u64,
     /// Records in archives by then.
@@ -31,9 +35,16 @@ impl Archive {
         }
         self.overwritten += 1;
         self.archived += disk.archive.len() as u64;
-        let lost = log.iter().find(|op| **op != 0 && !kept[**op as usize]);
+        let back = &self.brought_back[m];
+        let lost = log.iter().find(|op| **op != 0 && !kept[**op as usize] && !back.contains(op));
         rule("archive", lost.is_none(), || {
             format!("{} overwrites operation {}, which is in no archive", name(m), lost.copied().unwrap_or(0))
         })
+    }
+
+    /// A storage was replaced by an older copy.
+    pub fn replaced(&mut self, m: usize, old: &Disk, new: &Disk) {
+        let held: BTreeSet<OpId> = old.journal.log().into_iter().collect();
+        self.brought_back[m].extend(new.journal.log().into_iter().filter(|op| !held.contains(op)));
     }
 }

@@ -67,6 +67,7 @@ impl Checkers {
 
     /// A storage was replaced by an older copy or by nothing.
     pub fn replaced(&mut self, m: usize, old: &Disk, new: &Disk) {
+        self.archive.replaced(m, old, new);
         self.acknowledged.replaced(old, new);
         self.exclusive.replaced(m);
         self.epochs.replaced(m);
