@@ -103,7 +103,8 @@ pub enum Effect {
     },
     /// Drop every record that was admitted and not yet closed in a frame: this member is not active any more.
     DropUnframed,
-    /// Stop applying records and files received from the peer; end with `AppliersStopped`.
+    /// Stop applying records and files received from the peer; a resynchronization under way is dropped, and nothing of
+    /// it applied after this. End with `AppliersStopped`.
     StopAppliers,
     /// Apply what is journalled and received from here on again (backup).
     StartAppliers,

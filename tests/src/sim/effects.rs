@@ -69,6 +69,7 @@ impl World {
             Effect::StopAppliers => {
                 if let Some(worker) = &mut self.members[m].worker {
                     worker.appliers_on = false;
+                    worker.resync = None; // nothing of it is applied any more
                 }
                 self.local_in(m, speed.apply, Local::Stopped);
             }
@@ -277,6 +278,9 @@ impl World {
     fn begin_resync(&mut self, m: usize, work: WorkToken, history: HistoryId) {
         let span = self.speed.bulk;
         let lane = self.net.up[m][Slot::Ds as usize];
+        if let Some(worker) = &mut self.members[m].worker {
+            worker.resync = Some(work);
+        }
         let peer = &self.members[1 - m];
         let open = lane.is_some() && self.net.any_whole();
         self.checks.complete.begins_resync(m);

@@ -129,6 +129,9 @@ impl World {
     }
 
     fn resync(&mut self, m: usize, work: WorkToken, history: HistoryId, snapshot: Snapshot) {
+        if self.members[m].worker.as_ref().is_none_or(|worker| worker.resync != Some(work)) {
+            return;
+        }
         let peer = &self.members[1 - m];
         let serves = peer.worker.as_ref().is_some_and(|worker| worker.inc == snapshot.of && worker.serves);
         let same_lane = snapshot.lane.is_some() && self.net.up[m][Slot::Ds as usize] == snapshot.lane;
