@@ -12,23 +12,28 @@ use ringpair_tests::sim::{self, Failure, Outcome};
 const SEEDS: u64 = 1_000;
 const THREADS: usize = 2;
 /// Seeds that once broke a rule, and what was wrong in the core.
-const ONCE_BROKEN: [u64; 16] = [
-    4,    // a trimmed journal took a diverged follower for one that is only behind: nothing archived
-    19,   // the same
-    32,   // exclusive at once after a release, while answers given without a lease still held
-    92,   // an older copy that had started alone gave way without archiving
-    141,  // a restart forgot the promise that its former process had given
-    164,  // a copy that is not whole was taken for a prefix: nothing archived
-    240,  // two members each named the other: only one knew that its copy was outreached
-    328,  // as 141
-    458,  // a tail of an older epoch is taken for a promotion
-    915,  // a sleeping member that was told to stop
-    1325, // both storages emptied
-    1958, // frames refused while the archive had no room were never asked for again
-    2300, // forced in the midst of a resynchronization
-    2625, // an older copy used an epoch's number again: its records passed for shared
-    3280, // acknowledged by a process that died meanwhile
-    3493, // the same
+const ONCE_BROKEN: [u64; 21] = [
+    4,     // a trimmed journal took a diverged follower for one that is only behind: nothing archived
+    19,    // the same
+    32,    // exclusive at once after a release, while answers given without a lease still held
+    92,    // an older copy that had started alone gave way without archiving
+    141,   // a restart forgot the promise that its former process had given
+    164,   // a copy that is not whole was taken for a prefix: nothing archived
+    240,   // two members each named the other: only one knew that its copy was outreached
+    328,   // as 141
+    458,   // a tail of an older epoch is taken for a promotion
+    915,   // a sleeping member that was told to stop
+    1325,  // both storages emptied
+    1958,  // frames refused while the archive had no room were never asked for again
+    2300,  // forced in the midst of a resynchronization
+    2625,  // an older copy used an epoch's number again: its records passed for shared
+    3280,  // acknowledged by a process that died meanwhile
+    3493,  // the same
+    11377, // an older copy brought back what had been archived since
+    11717, // an epoch's number used again by an older copy, its first use trimmed
+    11780, // the same
+    20788, // both storages failed at once: the role was released to a backup that had just given its right back
+    20996, // the same
 ];
 
 fn run_all(seeds: &[u64]) -> Vec<Result<Outcome, Box<Failure>>> {

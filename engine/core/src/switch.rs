@@ -225,6 +225,7 @@ impl Node {
         let clean = run.files_left == 0;
         match run.step {
             Step::Draining if files_over || late => self.discontinue_for_switch(),
+            Step::Barrier if matches!(asker, Asker::Storage) && self.p.out().is_none() => self.keep_failed_storage(),
             Step::Barrier if records_over && files_over && (clean || forced) && self.hears() => self.release(),
             Step::Barrier if late && (forced || matches!(asker, Asker::Stop)) => self.release(),
             Step::Barrier if matches!(asker, Asker::Storage) => self.release(),
@@ -258,6 +259,13 @@ impl Node {
         }
         (run.step, run.files, run.deadline) = (Step::Barrier, Some(work), deadline);
         self.push(Effect::DrainFiles { work });
+    }
+
+    /// The backup gave its right back meanwhile: without a current peer the member stays and refuses writes (protocol §10).
+    fn keep_failed_storage(&mut self) {
+        self.p.complete = true;
+        self.persist(After::Nothing);
+        self.give_up_switch("the backup cannot take over any more");
     }
 
     fn drain_again(&mut self) {
