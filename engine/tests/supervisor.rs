@@ -144,7 +144,7 @@ fn worker_main(dir: &Path, worker: &str) -> i32 {
     let status = WorkerStatus { role: Role::Active, epoch: EPOCH, ..WorkerStatus::default() };
     link.send(&FromWorker::Status(status)).unwrap();
     link.send(&FromWorker::Ready).unwrap();
-    for number in 0.. {
+    for _ in 0_u64.. {
         let mut fds = [PollFd::new(link.as_fd(), PollFlags::POLLIN)];
         let _ = poll(&mut fds, PollTimeout::from(50_u16));
         match link.receive::<ToWorker>() {
@@ -156,7 +156,7 @@ fn worker_main(dir: &Path, worker: &str) -> i32 {
             }
             Ok(_) => {}
         }
-        let _ = link.send(&FromWorker::Turn(number));
+        let _ = link.send(&FromWorker::Turn);
     }
     0
 }

@@ -159,7 +159,6 @@ pub struct Stream {
     link_fd: Fd,
     told_supervisor: Option<WorkerStatus>,
     last_turn_told: Instant,
-    turns: u64,
     io: IoStatus,
     warnings: Vec<Warning>,
     persisted: Persisted,
@@ -235,7 +234,6 @@ impl Stream {
             bulk_dscp: None,
             told_supervisor: None,
             last_turn_told: Instant(0),
-            turns: 0,
             published: Instant(0),
             lagging_since: None,
             serve_resync: false,
@@ -328,7 +326,6 @@ impl Stream {
         self.hear_journal(now);
         self.pump_transport();
         self.take_events(now);
-        self.hear_supervisor();
         self.hear_bulk(now);
         self.hear_jobs(now);
         self.carry_out(now);
@@ -364,8 +361,8 @@ impl Stream {
             self.writes.next_timeout(std_now),
             self.pending.next_timeout(std_now),
             self.verifier.next_timeout(std_now),
-            // The supervisor must hear of a turn every H/2.
-            Some(until(self.last_turn_told.plus(self.core.heartbeat / 2))),
+            // The supervisor must hear of a turn every H.
+            Some(until(self.last_turn_told.plus(self.core.heartbeat))),
         ]
         .into_iter()
         .flatten()
@@ -398,7 +395,10 @@ impl Stream {
                     self.node.handle_completion(now, done);
                 }
             }
-            _ => self.watch_link(),
+            _ => {
+                self.watch_link();
+                self.hear_supervisor();
+            }
         }
     }
 
@@ -471,7 +471,7 @@ impl Stream {
                     self.events.append(Event::new("start", self.node.epoch().0, "SIGHUP: keys are read again"));
                     self.reload_keys();
                 }
-                Ok(Received::Message(ToWorker::Start(_) | ToWorker::Pong(_))) => {}
+                Ok(Received::Message(ToWorker::Start(_))) => {}
                 Ok(Received::Empty) => return,
                 // Its supervisor is dead: refuse writes, discontinue, release, end (protocol §7).
                 Ok(Received::Eof) => return self.stop("the supervisor is gone"),
@@ -525,9 +525,8 @@ impl Stream {
             say(&FromWorker::Status(told));
             self.told_supervisor = Some(told);
         }
-        if now.since(self.last_turn_told) >= self.core.heartbeat / 2 {
-            self.turns += 1;
-            say(&FromWorker::Turn(self.turns));
+        if now.since(self.last_turn_told) >= self.core.heartbeat {
+            say(&FromWorker::Turn);
             self.last_turn_told = now;
         }
         if !self.ready_said && status.role != Role::None {

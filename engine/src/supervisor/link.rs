@@ -32,9 +32,8 @@ const LINK_VERSION: u8 = 1;
 /// What a worker says to its supervisor.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum FromWorker {
-    /// The loop turned; sent at least every H/2, so that silence means that the worker hangs. The number comes back in
-    /// [`ToWorker::Pong`].
-    Turn(u64),
+    /// The loop turned; sent at least every H, so that silence means that the worker hangs.
+    Turn,
     /// What the worker is now; sent whenever it changes.
     Status(WorkerStatus),
     /// The worker serves: systemd may be told.
@@ -53,8 +52,6 @@ pub enum ToWorker {
     Stop,
     /// Read configuration and keys again.
     Reload,
-    /// The answer to a turn.
-    Pong(u64),
 }
 
 /// Why a packet of the link was refused.
@@ -331,7 +328,7 @@ fn take_status(mut fields: Fields<'_>) -> Result<WorkerStatus, &'static str> {
 impl Message for FromWorker {
     fn encode(&self, out: &mut [u8; MAX_BYTES]) -> usize {
         match self {
-            Self::Turn(number) => Packet::new(out, 1).put(&number.to_le_bytes()).length,
+            Self::Turn => Packet::new(out, 1).length,
             Self::Status(status) => put_status(Packet::new(out, 2), status),
             Self::Ready => Packet::new(out, 3).length,
             Self::HookRunning(limit) => Packet::new(out, 4).put(&whole_ms(*limit).to_le_bytes()).length,
@@ -341,10 +338,7 @@ impl Message for FromWorker {
     fn decode(packet: &[u8]) -> Result<Self, &'static str> {
         let (tag, mut fields) = open(packet)?;
         match tag {
-            1 => {
-                let number = fields.u64()?;
-                fields.end(Self::Turn(number))
-            }
+            1 => fields.end(Self::Turn),
             2 => take_status(fields).map(Self::Status),
             3 => fields.end(Self::Ready),
             4 => {
@@ -362,7 +356,6 @@ impl Message for ToWorker {
             Self::Start(addresses) => Packet::new(out, 65).put(&[*addresses]).length,
             Self::Stop => Packet::new(out, 66).length,
             Self::Reload => Packet::new(out, 67).length,
-            Self::Pong(number) => Packet::new(out, 68).put(&number.to_le_bytes()).length,
         }
     }
 
@@ -375,10 +368,6 @@ impl Message for ToWorker {
             },
             66 => fields.end(Self::Stop),
             67 => fields.end(Self::Reload),
-            68 => {
-                let number = fields.u64()?;
-                fields.end(Self::Pong(number))
-            }
             _ => Err("its kind is unknown"),
         }
     }
@@ -401,7 +390,7 @@ mod tests {
 
     fn from_worker() -> Vec<FromWorker> {
         vec![
-            FromWorker::Turn(u64::MAX),
+            FromWorker::Turn,
             FromWorker::Status(status()),
             FromWorker::Status(WorkerStatus { role: Role::Backup, right: None, alone: true, ..status() }),
             FromWorker::Ready,
@@ -416,7 +405,7 @@ mod tests {
             assert!(theirs.send(&message).unwrap());
             assert!(matches!(ours.receive::<FromWorker>().unwrap(), Received::Message(got) if got == message));
         }
-        for message in [ToWorker::Start(2), ToWorker::Stop, ToWorker::Reload, ToWorker::Pong(9)] {
+        for message in [ToWorker::Start(2), ToWorker::Stop, ToWorker::Reload] {
             assert!(ours.send(&message).unwrap());
             assert!(matches!(theirs.receive::<ToWorker>().unwrap(), Received::Message(got) if got == message));
         }
@@ -472,7 +461,7 @@ mod tests {
     #[test]
     fn a_peer_that_does_not_read_never_blocks_the_sender() {
         let (ours, _theirs) = Link::pair().unwrap();
-        let sent = (0..1_000_000).take_while(|&n| ours.send(&ToWorker::Pong(n)).unwrap()).count();
+        let sent = (0..1_000_000).take_while(|_| ours.send(&ToWorker::Reload).unwrap()).count();
         assert!((1..1_000_000).contains(&sent), "{sent}");
     }
 

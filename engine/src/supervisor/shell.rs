@@ -201,10 +201,7 @@ impl Shell {
 
     fn on_message(&mut self, message: FromWorker) {
         match message {
-            FromWorker::Turn(number) => {
-                self.tell_worker(&ToWorker::Pong(number));
-                self.feed(Input::Turn);
-            }
+            FromWorker::Turn => self.feed(Input::Turn),
             FromWorker::Status(status) => {
                 self.parts.systemd.status(sentence(&status));
                 self.feed(Input::Status(status));
@@ -221,7 +218,6 @@ impl Shell {
         let Some(link) = self.worker.as_ref().and_then(|worker| worker.link.as_ref()) else { return };
         match link.send(message) {
             Ok(true) => {}
-            Ok(false) if matches!(message, ToWorker::Pong(_)) => {}
             Ok(false) => warn!(?message, "the worker does not read its link"),
             Err(error) => warn!(?message, %error, "the worker cannot be told"),
         }
