@@ -2,6 +2,7 @@
 
 use std::{
     collections::BTreeMap,
+    ops::Range,
     path::PathBuf,
     sync::{
         Arc, Mutex,
@@ -40,9 +41,15 @@ impl Load {
     /// `durable`, on whichever of `sockets` accepts.
     #[must_use]
     pub fn start(sockets: [PathBuf; 2], writers: usize, objects: usize) -> Self {
+        Self::start_numbered(sockets, 0..writers, objects)
+    }
+
+    /// As [`Self::start`], with numbers of the writers that are in no other load: their objects are theirs alone.
+    #[must_use]
+    pub fn start_numbered(sockets: [PathBuf; 2], writers: Range<usize>, objects: usize) -> Self {
         let stop = Arc::new(AtomicBool::new(false));
         let record = Arc::new(Mutex::new(Writes::new()));
-        let writers = (0..writers).map(|writer| {
+        let writers = writers.map(|writer| {
             let (stop, record, sockets) = (Arc::clone(&stop), Arc::clone(&record), sockets.clone());
             std::thread::spawn(move || write(&stop, &record, &sockets, writer, objects))
         });

@@ -2,7 +2,7 @@
 
 use std::{
     fs,
-    net::{TcpListener, UdpSocket},
+    net::{SocketAddr, TcpListener, UdpSocket},
     path::{Path, PathBuf},
     process::{Child, Command, Stdio},
     sync::atomic::{AtomicU16, Ordering},
@@ -32,6 +32,8 @@ pub enum Victim {
 pub struct Member {
     name: char,
     dir: PathBuf,
+    /// The network namespace that it runs in, if not this process's.
+    namespace: Option<String>,
     child: Option<Child>,
 }
 
@@ -69,7 +71,7 @@ pub(super) fn shown(status: Option<&serde_json::Value>) -> String {
 }
 
 impl Member {
-    pub(super) fn prepare(pair_dir: &Path, name: char, ports: [u16; 4], options: &Options) -> Self {
+    pub(super) fn prepare(pair_dir: &Path, name: char, addresses: [SocketAddr; 4], options: &Options) -> Self {
         let dir = pair_dir.join(name.to_string());
         let root = dir.join("root");
         fs::create_dir_all(&root).expect("the member's root");
@@ -86,13 +88,13 @@ member = "{name}"
 
 [members.A]
 name = "host-a"
-address = "127.0.0.1:{}"
-aux = "127.0.0.1:{}"
+address = "{}"
+aux = "{}"
 
 [members.B]
 name = "host-b"
-address = "127.0.0.1:{}"
-aux = "127.0.0.1:{}"
+address = "{}"
+aux = "{}"
 
 [storage]
 dir = "{dir}/storage"
@@ -109,16 +111,17 @@ root = "{dir}/root"
 [parameters]
 "CustomMirrorDir" = "{}"
 "#,
-            ports[0],
-            ports[1],
-            ports[2],
-            ports[3],
+            addresses[0],
+            addresses[1],
+            addresses[2],
+            addresses[3],
             mirrored.join(";"),
             dir = dir.display(),
             keys = pair_dir.join("keys").display(),
         );
         fs::write(dir.join("ringpair.toml"), config).expect("the configuration file");
-        let mut member = Self { name, dir, child: None };
+        let namespace = options.places.as_ref().map(|places| places[usize::from(name == 'B')].namespace.clone());
+        let mut member = Self { name, dir, namespace, child: None };
         member.set(&options.set);
         member
     }
@@ -167,7 +170,15 @@ root = "{dir}/root"
         assert!(self.child.is_none(), "member {} runs already", self.name);
         let log = fs::OpenOptions::new().create(true).append(true).open(self.log_path()).expect("the log file");
         let overrides = fs::read_to_string(self.dir.join("overrides")).expect("the overrides");
-        let mut command = Command::new(executable());
+        let mut command = match &self.namespace {
+            None => Command::new(executable()),
+            Some(namespace) => {
+                // `ip` becomes the member: its process id is the supervisor's.
+                let mut command = Command::new("ip");
+                command.args(["netns", "exec", namespace]).arg(executable());
+                command
+            }
+        };
         command.arg("--config").arg(self.config()).arg("run").args(arguments);
         for line in overrides.lines() {
             command.arg("--set").arg(line);

@@ -3,20 +3,25 @@
 //! Knows the product only by its surface (commands, configuration, HTTP, exit codes): what these tests compare is what
 //! clients outside the members recorded. Every wait is for a condition, with a bound. Every process is ended on drop.
 
+mod claims;
 mod http;
 mod kills;
 mod load;
 mod member;
+mod netns;
 
 use std::{
+    net::SocketAddr,
     path::{Path, PathBuf},
     time::{Duration, Instant},
 };
 
+pub use claims::{Claim, Witness, overlap};
 pub use http::{Answer, HttpError, request};
 pub use kills::{Dice, Kill, check_served, storm};
 pub use load::{Acknowledged, Load, Writes};
 pub use member::{Member, Victim};
+pub use netns::{Cut, Family, Network};
 use tempfile::TempDir;
 
 /// How long a test waits for something that should take milliseconds, before it gives up.
@@ -57,6 +62,19 @@ pub struct Options {
     /// Lines appended to both configuration files, each naming its whole key (`"ack.level" = …` is not possible: use
     /// [`Options::set`]).
     pub set: Vec<(String, String)>,
+    /// Where A and B run; `None`: both on this host's loopback.
+    pub places: Option<[Place; 2]>,
+}
+
+/// A host for one member.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Place {
+    /// Its network namespace.
+    pub namespace: String,
+    /// Its main address.
+    pub main: SocketAddr,
+    /// Its aux address.
+    pub aux: SocketAddr,
 }
 
 /// Two members, their directory, and what ends them.
@@ -89,10 +107,13 @@ impl Pair {
     #[must_use]
     pub fn prepare(options: &Options) -> Self {
         let dir = TempDir::with_prefix("ringpair-pair-").expect("a temporary directory");
-        let ports = member::free_ports::<4>();
+        let addresses = match &options.places {
+            Some([a, b]) => [a.main, a.aux, b.main, b.aux],
+            None => member::free_ports::<4>().map(|port| SocketAddr::from(([127, 0, 0, 1], port))),
+        };
         member::make_keys(dir.path());
-        let a = Member::prepare(dir.path(), 'A', ports, options);
-        let b = Member::prepare(dir.path(), 'B', ports, options);
+        let a = Member::prepare(dir.path(), 'A', addresses, options);
+        let b = Member::prepare(dir.path(), 'B', addresses, options);
         Self { a, b, dir }
     }
 

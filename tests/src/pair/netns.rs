@@ -1,0 +1,172 @@
+//! Two hosts made of network namespaces and two cables between them, which can be cut one way or both.
+//!
+//! Names are unique to this process; everything is removed on drop. Neighbours are fixed by hand, so that a direction is
+//! cut by sending it to nobody (a wrong link address): nothing answers, nothing is refused, as with a dead switch.
+//! Needs root; [`Network::new`] says why it cannot be made.
+
+use std::{
+    net::IpAddr,
+    process::Command,
+    sync::atomic::{AtomicU32, Ordering},
+};
+
+use super::{Member, Place};
+
+/// A link address that no interface has.
+const NOBODY: &str = "02:00:00:00:00:ff";
+/// The port of every address.
+const PORT: u16 = 3633;
+
+/// Which way a cable no longer carries anything.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Cut {
+    /// What A sends is lost.
+    FromA,
+    /// What B sends is lost.
+    FromB,
+    /// Both.
+    Both,
+}
+
+/// Which addresses the hosts have.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Family {
+    /// IPv4.
+    V4,
+    /// IPv6.
+    V6,
+}
+
+/// Two namespaces, a main and an aux cable.
+#[derive(Debug)]
+pub struct Network {
+    family: Family,
+    /// The namespaces of A and B.
+    names: [String; 2],
+}
+
+fn ip(arguments: &str) -> Result<(), String> {
+    let output = Command::new("ip").args(arguments.split_whitespace()).output();
+    match output {
+        Ok(output) if output.status.success() => Ok(()),
+        Ok(output) => Err(format!("ip {arguments}: {}", String::from_utf8_lossy(&output.stderr).trim())),
+        Err(error) => Err(format!("ip cannot be run: {error}")),
+    }
+}
+
+fn mac(host: usize, cable: usize) -> String {
+    format!("02:00:00:00:{cable:02x}:{:02x}", host + 1)
+}
+
+impl Network {
+    /// Makes namespaces, cables and addresses.
+    ///
+    /// # Errors
+    /// Why it is not possible here: no root, no `ip`, no namespaces.
+    pub fn new(family: Family) -> Result<Self, String> {
+        static COUNT: AtomicU32 = AtomicU32::new(0);
+        let tag = format!("rp{}-{}", std::process::id(), COUNT.fetch_add(1, Ordering::Relaxed));
+        let network = Self { family, names: [format!("{tag}a"), format!("{tag}b")] };
+        for name in &network.names {
+            ip(&format!("netns add {name}"))?;
+            ip(&format!("-n {name} link set lo up"))?;
+        }
+        let [a, b] = &network.names;
+        for cable in 0..2 {
+            ip(&format!(
+                "link add c{cable} netns {a} address {} type veth peer name c{cable} netns {b} address {}",
+                mac(0, cable),
+                mac(1, cable)
+            ))?;
+            for (host, name) in network.names.iter().enumerate() {
+                let (address, bits) =
+                    (network.address(host, cable), if family == Family::V4 { "24" } else { "64 nodad" });
+                ip(&format!("-n {name} addr add {address}/{bits} dev c{cable}"))?;
+                ip(&format!("-n {name} link set c{cable} up"))?;
+            }
+        }
+        network.heal();
+        Ok(network)
+    }
+
+    /// The address of host 0 (A) or 1 (B) on cable 0 (main) or 1 (aux).
+    #[must_use]
+    pub fn address(&self, host: usize, cable: usize) -> IpAddr {
+        let (host, cable) = (u8::try_from(host + 1).unwrap_or(1), u8::try_from(cable).unwrap_or(0));
+        match self.family {
+            Family::V4 => IpAddr::from([10, 60, cable, host]),
+            Family::V6 => IpAddr::from([0xfd00, u16::from(cable), 0, 0, 0, 0, 0, u16::from(host)]),
+        }
+    }
+
+    /// Where the members of a pair are to run.
+    #[must_use]
+    pub fn places(&self) -> [Place; 2] {
+        [0, 1].map(|host| Place {
+            namespace: self.names[host].clone(),
+            main: (self.address(host, 0), PORT).into(),
+            aux: (self.address(host, 1), PORT).into(),
+        })
+    }
+
+    /// The namespace that `member` runs in.
+    #[must_use]
+    pub fn namespace(&self, member: &Member) -> &str {
+        &self.names[usize::from(member.name() == 'B')]
+    }
+
+    fn neighbours(&self, host: usize, found: bool) {
+        for cable in 0..2 {
+            let (peer, name) = (self.address(1 - host, cable), &self.names[host]);
+            let address = if found { mac(1 - host, cable) } else { NOBODY.into() };
+            let done = ip(&format!("-n {name} neigh replace {peer} lladdr {address} dev c{cable} nud permanent"));
+            assert_eq!(done, Ok(()), "the cable obeys");
+        }
+    }
+
+    /// Cuts both cables. Silently: whoever sends is told nothing.
+    ///
+    /// # Panics
+    /// When that is not possible.
+    pub fn cut(&self, cut: Cut) {
+        if cut != Cut::FromB {
+            self.neighbours(0, false);
+        }
+        if cut != Cut::FromA {
+            self.neighbours(1, false);
+        }
+    }
+
+    /// Pulls both cables out of `host` 0 (A) or 1 (B): both ends notice.
+    ///
+    /// # Panics
+    /// When that is not possible.
+    pub fn unplug(&self, host: usize) {
+        for cable in 0..2 {
+            assert_eq!(ip(&format!("-n {} link set c{cable} down", self.names[host])), Ok(()), "the cable obeys");
+        }
+    }
+
+    /// Makes everything whole again.
+    ///
+    /// # Panics
+    /// When that is not possible.
+    pub fn heal(&self) {
+        for host in [0, 1] {
+            for cable in 0..2 {
+                assert_eq!(ip(&format!("-n {} link set c{cable} up", self.names[host])), Ok(()), "the cable obeys");
+            }
+            self.neighbours(host, true);
+        }
+    }
+}
+
+impl Drop for Network {
+    fn drop(&mut self) {
+        for name in &self.names {
+            if let Err(error) = ip(&format!("netns del {name}")) {
+                eprintln!("{error}");
+            }
+        }
+    }
+}
