@@ -3,6 +3,7 @@
 //! Knows the product only by its surface (commands, configuration, HTTP, exit codes): what these tests compare is what
 //! clients outside the members recorded. Every wait is for a condition, with a bound. Every process is ended on drop.
 
+mod capture;
 mod claims;
 mod http;
 mod kills;
@@ -16,6 +17,7 @@ use std::{
     time::{Duration, Instant},
 };
 
+pub use capture::{Capture, Endpoint, Packet};
 pub use claims::{Claim, Witness, overlap};
 pub use http::{Answer, HttpError, request};
 pub use kills::{Dice, Kill, check_served, storm};
