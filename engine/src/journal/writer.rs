@@ -24,6 +24,10 @@ use crate::ring::{Completion, Driver, Fd, MAX_SLICES, Op, Shared, Token};
 const GROUP: u8 = 1;
 const PREPARE: u8 = 2;
 
+/// What clients and the peer must leave of the last segment while no other can be made: more than a lane delivers after
+/// it is no longer read.
+const RESERVE_BYTES: u64 = 4 << 20;
+
 /// The journal, owned by the stream thread.
 #[derive(Debug)]
 pub struct Journal {
@@ -346,6 +350,14 @@ impl Journal {
     #[must_use]
     pub fn lacks_room(&self) -> bool {
         self.no_room
+    }
+
+    /// Whether the next segment cannot be made and, with `more` bytes appended, less than [`RESERVE_BYTES`] of the
+    /// current one are left: what is left is for the records of epochs and for what is under way already.
+    #[must_use]
+    pub fn is_short(&self, more: usize) -> bool {
+        let left = self.active.as_ref().map_or(0, |active| active.capacity.saturating_sub(active.offset));
+        self.no_room && left < (self.pending_bytes + more) as u64 + RESERVE_BYTES
     }
 
     /// Tries again to prepare a segment after [`JournalEvent::NoRoom`], with the next [`pump`](Self::pump).

@@ -68,6 +68,8 @@ const PUBLISH_EVERY: Duration = Duration::from_millis(100);
 const APPLY_BYTES_A_TURN: usize = 256 << 10;
 /// Writes are refused while so many bytes wait for the journal: less than it takes, so that every frame closed fits.
 const APPEND_BELOW_BYTES: usize = 4 << 20;
+/// How often a segment of the journal that could not be made is tried again.
+const MAKE_ROOM_EVERY: Duration = Duration::from_secs(1);
 /// How many requests are taken in one turn.
 const REQUESTS_A_TURN: usize = 1024;
 /// How long the last words of a member that ends may take.
@@ -184,6 +186,10 @@ pub struct Stream {
     exit: Option<Ending>,
     completions: Vec<Completion>,
     journal_events: Vec<JournalEvent>,
+    /// When the next segment of the journal was tried last.
+    journal_tried: Instant,
+    /// The core was told that the journal is full.
+    journal_short: bool,
 }
 
 /// What the bulk thread was told last.
@@ -250,6 +256,8 @@ impl Stream {
             exit: None,
             completions: Vec::new(),
             journal_events: Vec::new(),
+            journal_tried: Instant(0),
+            journal_short: false,
             link_fd,
             io,
             writes,
@@ -410,6 +418,26 @@ impl Stream {
             self.journal_event(event, now);
         }
         self.journal_events = events;
+        self.journal_room(now);
+    }
+
+    /// Tries again to make the next segment now and then, and tells the core when the current one comes to its end.
+    fn journal_room(&mut self, now: Instant) {
+        if self.journal.lacks_room() && now.since(self.journal_tried) >= MAKE_ROOM_EVERY {
+            self.journal_tried = now;
+            self.journal.retry();
+        }
+        let short = self.journal.is_short(0);
+        if short == std::mem::replace(&mut self.journal_short, short) {
+            return;
+        }
+        let completion = if short {
+            let dir = self.config.storage.dir.display();
+            CoreCompletion::JournalFull(format!("no segment can be made. Try: make room in {dir}"))
+        } else {
+            CoreCompletion::Written(self.journal.written())
+        };
+        self.node.handle_completion(now, completion);
     }
 
     fn journal_event(&mut self, event: JournalEvent, now: Instant) {
@@ -424,16 +452,11 @@ impl Stream {
                 CoreCompletion::SyncFailed(error.to_string())
             }
             JournalEvent::NoRoom { error } => {
-                self.warn(
-                    "journal-no-room",
-                    format!("{error}. Try: make room in {}", self.config.storage.dir.display()),
-                );
-                CoreCompletion::JournalFull(error.to_string())
+                self.journal_tried = now;
+                let text = format!("{error}. Try: make room in {}", self.config.storage.dir.display());
+                return self.warn("journal-no-room", text);
             }
-            JournalEvent::Room => {
-                self.unwarn("journal-no-room");
-                return;
-            }
+            JournalEvent::Room => return self.unwarn("journal-no-room"),
         };
         self.node.handle_completion(now, completion);
     }

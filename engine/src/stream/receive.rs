@@ -151,7 +151,8 @@ impl Stream {
     fn restrain_peer(&mut self) {
         if let Some(conn) = self.lanes.conn(Channel::Ds) {
             let held = self.applier.waiting_bytes() + self.journal.pending_bytes();
-            self.transport.set_reading(conn, held < HELD_MAX_BYTES);
+            let journal_takes = self.journal.pending_bytes() < super::APPEND_BELOW_BYTES && !self.journal.is_short(0);
+            self.transport.set_reading(conn, held < HELD_MAX_BYTES && journal_takes);
         }
     }
 

@@ -184,7 +184,7 @@ impl Stream {
             Ok(encoded) => encoded,
             Err(failure) => return Err((reply, failure)),
         };
-        if self.journal.pending_bytes() > super::APPEND_BELOW_BYTES {
+        if self.journal.pending_bytes() > super::APPEND_BELOW_BYTES || self.journal.is_short(encoded.len()) {
             return Err((reply, Failure::Busy { retry_after_s: 1 }));
         }
         let token = self.writes.token();

@@ -21,7 +21,7 @@ use crate::{
     },
     config::Config,
     control_file::{ControlFile, control_path},
-    ds::{ContentStore, Tree, TreeHandle, archive::DivergenceArchive, store::StateStore},
+    ds::{ContentStore, Tree, TreeHandle, archive::DivergenceArchive, edit::MAX_TRANSACTION_BYTES, store::StateStore},
     journal::{Journal, JournalOptions, Recovered},
     stream::{Applier, Changes},
     supervisor::estate::JOURNAL_DIR,
@@ -78,7 +78,10 @@ pub(super) fn open(config: &Config) -> Result<Opened, StartError> {
             persisted.highest_epoch = Epoch(persisted.highest_epoch.0 + Epoch::BASE);
         }
     }
-    let (journal, recovered) = Journal::open(&dir.join(JOURNAL_DIR), JournalOptions::default())?;
+    let defaults = JournalOptions::default();
+    // One transaction is appended at once, however large.
+    let options = JournalOptions { pending_bytes: MAX_TRANSACTION_BYTES + defaults.pending_bytes, ..defaults };
+    let (journal, recovered) = Journal::open(&dir.join(JOURNAL_DIR), options)?;
     report_journal(&recovered, &mut findings);
     let contents = ContentStore::open(dir)?;
     let archive = DivergenceArchive::open(dir)?;
