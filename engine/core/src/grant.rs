@@ -87,6 +87,7 @@ impl Node {
             Right::GivenBack(given) if given == id => self.repeat_give_back(from),
             Right::GivenBack(given) if given > id => {}
             _ if self.office.is_some() || self.promotion.is_some() || self.pull.is_some() => {}
+            _ if self.journal.full.is_some() => self.give_back(id, GiveBackReason::StorageFailed),
             // A grant of an older epoch that its restarted giver must have back.
             _ if id.epoch < self.p.highest_epoch && self.leader.is_some() => {
                 self.give_back(id, GiveBackReason::HigherEpoch);
@@ -148,7 +149,10 @@ impl Node {
         self.report(EventCode::Right, format!("the right number {} is given back: {reason:?}", id.number));
         self.right_returned();
         if let Some(office) = self.office.as_mut().filter(|_| reason != GiveBackReason::HigherEpoch) {
-            office.follower.leave(self.now.plus(self.config.lease(LINK_FACTOR_ONE)));
+            let lease = self.config.lease(LINK_FACTOR_ONE);
+            // A full disk is not mended within a lease.
+            let wait = if reason == GiveBackReason::StorageFailed { lease * 10 } else { lease };
+            office.follower.leave(self.now.plus(wait));
         }
     }
 

@@ -28,7 +28,7 @@ use crate::{
     },
     lead::Follower,
     lease::Lease,
-    persisted::Persisted,
+    persisted::{Persisted, Right},
     promotion::{Promotion, Pull},
     roles::{Cause, next_state},
     silence::Suspicion,
@@ -429,6 +429,10 @@ impl Node {
                     format!("the journal is full: {why}; writes are refused until there is room"),
                 );
                 self.journal.full = Some(why);
+                // A backup that can keep no more cannot become durable through what is to come (protocol §3).
+                if let (None, Right::Held(id)) = (&self.office, self.p.right) {
+                    self.give_back(id, GiveBackReason::StorageFailed);
+                }
             }
             Completion::Applied(seq) => {
                 self.journal.applied = self.journal.applied.max(seq);

@@ -157,14 +157,19 @@ impl Journal {
         Ok(())
     }
 
-    /// Starts anew: history `history`, nothing held, the next frame follows `position`. Synchronous, some four syncs and
+    /// Starts anew, after a failure too: history `history`, nothing held, the next frame follows `position`. Synchronous, some four syncs and
     /// one removal a segment. Durable; a crash leaves either the old journal or the new.
     ///
     /// # Errors
-    /// [`JournalError::Busy`], [`JournalError::Failed`], [`JournalError::Io`]: the old journal is still there, or, if
+    /// [`JournalError::Busy`], [`JournalError::Io`]: the old journal is still there, or, if
     /// only its removal failed, goes with the next opening.
     pub fn reset(&mut self, history: HistoryId, position: Position) -> Result<(), JournalError> {
-        self.check_idle()?;
+        // What a failed journal had not written is given up: the failed file is not gone on with (protocol §10).
+        if self.in_flight.is_some() || (!self.failed && !self.pending.is_empty()) {
+            return Err(JournalError::Busy);
+        }
+        self.pending.clear();
+        self.pending_bytes = 0;
         self.drop_preparation()?;
         let dir = self.catalog.dir.clone();
         let old: Vec<u32> = self.catalog.state().segments.iter().map(|segment| segment.index).collect();
@@ -179,7 +184,7 @@ impl Journal {
             }
             return Err(error);
         }
-        self.failed = true;
+        (self.failed, self.last_index) = (true, index);
         self.active = Some(open_active(&path, index, capacity, FRAMES_OFFSET)?);
         let mut state = self.catalog.state();
         state.changes += 1;
@@ -190,7 +195,7 @@ impl Journal {
             remove(&segment_path(&dir, index))?;
         }
         sync_dir(&dir)?;
-        (self.history, self.generation, self.last_index) = (Some(history), header.generation, index);
+        (self.history, self.generation) = (Some(history), header.generation);
         (self.end, self.synced, self.failed) = (position, position, false);
         self.epochs.clear();
         self.prepare_next();

@@ -240,10 +240,16 @@ impl Journal {
     fn on_group(&mut self, completion: Completion, events: &mut Vec<JournalEvent>) {
         let Some(group) = &mut self.in_flight else { return };
         let Some(end) = group.frames.last().map(|frame| frame.end) else { return };
-        if let Err(source) = completion.result {
-            let file = segment_path(&self.catalog.dir, completion.token.index());
-            self.failed = true;
-            events.push(JournalEvent::Failed { error: failed("write or sync", &file)(source) });
+        if self.failed || completion.result.is_err() {
+            if !completion.more {
+                self.in_flight = None;
+            }
+            if let Err(source) = completion.result
+                && !std::mem::replace(&mut self.failed, true)
+            {
+                let file = segment_path(&self.catalog.dir, completion.token.index());
+                events.push(JournalEvent::Failed { error: failed("write or sync", &file)(source) });
+            }
             return;
         }
         if !group.written {

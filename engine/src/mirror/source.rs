@@ -529,11 +529,14 @@ impl Source {
     /// Asks for a [`SourceEvent::BarrierDone`] once everything that has changed on the file system until now is durable
     /// on the backup. `id` is at least 1.
     pub fn barrier(&mut self, id: u64) {
+        self.look_at_roots();
         self.barriers.push_back((id, BarrierStage::Drain));
     }
 
     /// Asks for a [`SourceEvent::Verified`]: both trees compared, with contents if `deep`.
     pub fn verify(&mut self, id: u64, deep: bool) {
+        // A root that has just vanished or come back is noticed now, not at the next look.
+        self.look_at_roots();
         let roots: Vec<_> = self.roots.iter().map(|root| root.spec.path.clone()).collect();
         if roots.is_empty() {
             self.events.push_back(SourceEvent::Verified { id, differences: MirrorDifferences::default() });

@@ -442,6 +442,8 @@ impl Stream {
 
     fn journal_event(&mut self, event: JournalEvent, now: Instant) {
         let completion = match event {
+            // That there is room again is told when there is; what is written comes with what is synced.
+            JournalEvent::Written(_) if self.journal_short => return,
             JournalEvent::Written(position) => CoreCompletion::Written(position),
             JournalEvent::Synced(position) => {
                 self.serve_snapshot(position);
