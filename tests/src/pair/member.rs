@@ -32,8 +32,8 @@ pub enum Victim {
 pub struct Member {
     name: char,
     dir: PathBuf,
-    /// The network namespace that it runs in, if not this process's.
-    namespace: Option<String>,
+    /// What it is started through: a command that becomes the member, so that its process id is the supervisor's.
+    through: Vec<String>,
     child: Option<Child>,
 }
 
@@ -120,8 +120,13 @@ root = "{dir}/root"
             keys = pair_dir.join("keys").display(),
         );
         fs::write(dir.join("ringpair.toml"), config).expect("the configuration file");
-        let namespace = options.places.as_ref().map(|places| places[usize::from(name == 'B')].namespace.clone());
-        let mut member = Self { name, dir, namespace, child: None };
+        let mut through = Vec::new();
+        if let Some(places) = &options.places {
+            through.extend(["ip", "netns", "exec"].map(str::to_owned));
+            through.push(places[usize::from(name == 'B')].namespace.clone());
+        }
+        through.extend_from_slice(&options.through);
+        let mut member = Self { name, dir, through, child: None };
         member.set(&options.set);
         member
     }
@@ -170,12 +175,11 @@ root = "{dir}/root"
         assert!(self.child.is_none(), "member {} runs already", self.name);
         let log = fs::OpenOptions::new().create(true).append(true).open(self.log_path()).expect("the log file");
         let overrides = fs::read_to_string(self.dir.join("overrides")).expect("the overrides");
-        let mut command = match &self.namespace {
+        let mut command = match self.through.split_first() {
             None => Command::new(executable()),
-            Some(namespace) => {
-                // `ip` becomes the member: its process id is the supervisor's.
-                let mut command = Command::new("ip");
-                command.args(["netns", "exec", namespace]).arg(executable());
+            Some((program, arguments)) => {
+                let mut command = Command::new(program);
+                command.args(arguments).arg(executable());
                 command
             }
         };
