@@ -2,12 +2,13 @@
 //! by itself as soon as it can be.
 //!
 //! Skips, and says so, where file systems cannot be mounted or system calls not be made to fail.
+#![expect(clippy::unwrap_used, clippy::expect_used, reason = "test code: a failed expectation is a failed test")]
 
 use std::{
     collections::BTreeMap,
     fs,
     os::unix::fs::{FileExt, PermissionsExt},
-    path::PathBuf,
+    path::{Path, PathBuf},
     process::{Child, Command, Stdio},
     time::{Duration, Instant},
 };
@@ -172,13 +173,13 @@ fn segments(member: &Member) -> Vec<PathBuf> {
 }
 
 /// Where the zeroes at the end of a file begin.
-fn used_bytes(path: &PathBuf) -> u64 {
+fn used_bytes(path: &Path) -> u64 {
     let bytes = fs::read(path).unwrap();
     bytes.iter().rposition(|byte| *byte != 0).map_or(0, |last| last as u64 + 1)
 }
 
 /// Stops B for good, lets `damage` at its journal, starts it again: it must name the damage and be as A again.
-fn after_damage(damage: impl Fn(&PathBuf, u64), named: &[&str]) {
+fn after_damage(damage: impl Fn(&Path, u64), named: &[&str]) {
     let mut pair = Pair::start(&Options::default());
     pair.wait_in_sync();
     // More than one group is written at once: damage far from the end is no write that a crash cut short.
@@ -210,7 +211,7 @@ fn after_damage(damage: impl Fn(&PathBuf, u64), named: &[&str]) {
     assert_eq!(code, 0, "{out}{err}");
 }
 
-fn flip(file: &PathBuf, at: u64) {
+fn flip(file: &Path, at: u64) {
     let file = fs::File::options().read(true).write(true).open(file).unwrap();
     let mut bytes = [0; 4];
     file.read_exact_at(&mut bytes, at).unwrap();
@@ -357,10 +358,11 @@ fn trouble(member: &Member) -> String {
 }
 
 /// Makes trouble on A's mirrored directory; `status` must name it, B's files must stay, and all be well after `mend`.
-fn mirror_trouble(pair: &Pair, copy: &PathBuf, make: impl FnOnce(), mend: impl FnOnce()) {
+fn mirror_trouble(pair: &Pair, copy: &Path, make: impl FnOnce(), mend: impl FnOnce()) {
     assert_eq!(fs::read(copy.join("keep/file")).unwrap(), b"content");
     make();
-    let (_, out, err) = pair.a.command(&["verify", "--timeout", "5"]);
+    let (code, out, err) = pair.a.command(&["verify", "--timeout", "5"]);
+    assert_eq!(code, 1, "verify sees nothing: {out}{err}");
     println!("verify meanwhile: {}{}", out.trim(), err.trim());
     wait_until("the status names the directory", || trouble(&pair.a).contains("srv/app"));
     println!("{}", trouble(&pair.a));
@@ -371,7 +373,7 @@ fn mirror_trouble(pair: &Pair, copy: &PathBuf, make: impl FnOnce(), mend: impl F
     assert_eq!(fs::read(copy.join("keep/file")).unwrap(), b"content");
 }
 
-fn with_a_file(root: &PathBuf) {
+fn with_a_file(root: &Path) {
     fs::create_dir_all(root.join("keep")).unwrap();
     fs::write(root.join("keep/file"), b"content").unwrap();
 }

@@ -2,6 +2,7 @@
 //! first packet after the handshake on.
 //!
 //! Skips, and says so, where namespaces or packet sockets are not to be had.
+#![expect(clippy::unwrap_used, reason = "test code: a failed expectation is a failed test")]
 
 use std::{collections::BTreeMap, fs};
 

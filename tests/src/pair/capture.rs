@@ -158,7 +158,7 @@ mod tests {
             assert_eq!(parse(&udp[..length]), None, "{length} bytes are no whole packet");
         }
         let mut tcp = vec![0; 12];
-        tcp.extend([0x86, 0xdd, 0x60 | (0x68 >> 4), (0x68 << 4) & 0xff, 0, 0, 0, 21, 6, 64]);
+        tcp.extend([0x86, 0xdd, 0x66, 0x80, 0, 0, 0, 21, 6, 64]);
         tcp.extend([0; 32]);
         tcp.extend([0, 1, 0, 2, 0, 0, 0, 0, 0, 0, 0, 0, 0x50, 0, 0, 0, 0, 0, 0, 0, b'x']);
         let packet = parse(&tcp).unwrap();

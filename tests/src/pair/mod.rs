@@ -5,7 +5,9 @@
 
 mod capture;
 mod claims;
+mod disk;
 mod http;
+mod intruder;
 mod kills;
 mod load;
 mod member;
@@ -19,7 +21,9 @@ use std::{
 
 pub use capture::{Capture, Endpoint, Packet};
 pub use claims::{Claim, Witness, overlap};
+pub use disk::SmallDisk;
 pub use http::{Answer, HttpError, request};
+pub use intruder::{Attack, intrude};
 pub use kills::{Dice, Kill, check_served, storm};
 pub use load::{Acknowledged, Load, Writes};
 pub use member::{Member, Victim};
@@ -64,6 +68,8 @@ pub struct Options {
     /// Lines appended to both configuration files, each naming its whole key (`"ack.level" = …` is not possible: use
     /// [`Options::set`]).
     pub set: Vec<(String, String)>,
+    /// What each member is started through: a command that becomes the member.
+    pub through: Vec<String>,
     /// Where A and B run; `None`: both on this host's loopback.
     pub places: Option<[Place; 2]>,
 }
@@ -87,6 +93,14 @@ pub struct Pair {
     /// Member B.
     pub b: Member,
     dir: TempDir,
+}
+
+impl Drop for Pair {
+    fn drop(&mut self) {
+        if std::thread::panicking() {
+            eprintln!("{}", self.logs());
+        }
+    }
 }
 
 impl Pair {
