@@ -154,6 +154,18 @@ pub fn wait_for<T>(what: &str, within: Duration, mut look: impl FnMut() -> Optio
     }
 }
 
+/// The processor time, in seconds, that process `pid` and its threads, ended ones too, have had; `None` when it is gone.
+#[must_use]
+pub fn cpu_s(pid: i32) -> Option<f64> {
+    /// USER_HZ: the kernel counts in this unit towards users, whatever its own clock.
+    const TICKS_A_SECOND: f64 = 100.0;
+    let stat = fs::read_to_string(format!("/proc/{pid}/stat")).ok()?;
+    // The name may hold anything, so fields are counted from its end: utime and stime are the 14th and 15th (proc(5)).
+    let (_, fields) = stat.rsplit_once(')')?;
+    let ticks: Option<Vec<f64>> = fields.split_whitespace().skip(11).take(2).map(|field| field.parse().ok()).collect();
+    ticks.map(|ticks| ticks.iter().sum::<f64>() / TICKS_A_SECOND)
+}
+
 /// Whether a command is installed.
 #[must_use]
 pub fn is_installed(name: &str) -> bool {
@@ -164,6 +176,18 @@ pub fn is_installed(name: &str) -> bool {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn processor_time_is_counted() {
+        let own = i32::try_from(std::process::id()).unwrap();
+        let before = cpu_s(own).unwrap();
+        wait_for("time is spent", Duration::from_secs(20), || {
+            (0..100_000_u64).fold(0, |sum, next| std::hint::black_box(sum + next));
+            (cpu_s(own)? > before).then_some(())
+        })
+        .unwrap();
+        assert_eq!(cpu_s(-1), None);
+    }
 
     #[test]
     fn commands_end_in_time_or_are_ended() {

@@ -16,7 +16,7 @@ use crate::{
     floor::{disk, net},
     load::{self, Answer, Outcome, Shape, Talk, Values},
     peers::{self, redis::Redis, redis::Sets},
-    progress,
+    process, progress,
 };
 
 /// Changes in one transaction, and connections that send them, where changes are pipelined.
@@ -141,7 +141,12 @@ pub fn run(plan: &Plan) -> Result<Vec<Figure>> {
     for run in 1..=plan.runs {
         let floor = Floor::take(dir.path(), span / 6)?;
         for load in &LOADS {
+            let before = cpu_s(&pair);
             let outcome = load::run(&socket, &mut Puts::new(load), load.shape(span))?;
+            if load.changes > 1 {
+                let changes = (outcome.answered * load.changes) as f64;
+                samples.add(&cpu_name(load), (cpu_s(&pair) - before) * 1e6 / changes);
+            }
             say(run, plan, load, &outcome);
             samples.add(load.name, load.value(&outcome));
             let (reference, value) = floor.of(load);
@@ -156,6 +161,16 @@ pub fn run(plan: &Plan) -> Result<Vec<Figure>> {
         compare(&pair)?;
     }
     figures(&samples)
+}
+
+/// The figure of what a change costs, whatever else runs on the machine.
+fn cpu_name(load: &Load) -> String {
+    load.name.replace("_per_s", "_cpu_us")
+}
+
+/// The processor time that both workers have had.
+fn cpu_s(pair: &Pair) -> f64 {
+    pair.members().iter().filter_map(|member| process::cpu_s(member.worker_pid()?)).sum()
 }
 
 fn say(run: usize, plan: &Plan, load: &Load, outcome: &Outcome) {
@@ -199,6 +214,9 @@ fn figures(samples: &Samples) -> Result<Vec<Figure>> {
     let mut figures = Vec::new();
     for load in &LOADS {
         figures.extend(samples.figures(load.name, &load.unit())?);
+    }
+    for load in LOADS.iter().filter(|load| load.changes > 1) {
+        figures.extend(samples.figures(&cpu_name(load), "us of processor a change (both workers, user and kernel)")?);
     }
     for (name, _) in OPEN {
         let unit = "us (200 B, PUT, open loop at half of durable_64_clients_per_s, 64 keep-alive connections)";
