@@ -140,11 +140,11 @@ fn rate(span: Duration, mut step: impl FnMut() -> usize) -> f64 {
 
 /// About a megabyte of objects as `ds export` prints them.
 fn records_like() -> Vec<u8> {
-    let mut numbers = [0; 8];
+    let mut random = vec![0; 128 << 10];
+    fill(1, &mut random);
     let mut text = String::new();
-    for user in 0_u64.. {
-        fill(user + 1, &mut numbers);
-        let number = u64::from_le_bytes(numbers);
+    for (user, number) in random.chunks_exact(8).enumerate() {
+        let number = number.iter().fold(0_u64, |number, byte| number << 8 | u64::from(*byte));
         // Writing to a string does not fail.
         let _ = writeln!(
             text,
