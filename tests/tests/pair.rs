@@ -133,3 +133,31 @@ fn an_active_without_backup_says_that_it_is_alone() {
     pair.wait_in_sync();
     assert_eq!(pair.digests()[0], pair.digests()[1]);
 }
+
+// REQ: REP-006
+#[test]
+fn a_long_import_keeps_the_active_in_office() {
+    let pair = Pair::start(&Options::default());
+    pair.wait_in_sync();
+    let (before, worker) = (json(&pair.a, "/active"), pair.a.worker_pid());
+    let load = Load::start([pair.a.socket(), pair.b.socket()], 1, 20);
+    let file = pair.dir().join("objects.jsonl");
+    let text: String = (0..60_000)
+        .map(|n| format!("{{\"path\":\"/IMPORT/{}/{n}\",\"class\":\"File\",\"attributes\":{{\"Number\":[\"{n}\"],\"Text\":[\"{}\"]}}}}\n", n % 300, "x".repeat(100)))
+        .collect();
+    fs::write(&file, text).unwrap();
+    let (code, out, err) = pair.a.command(&["ds", "import", &file.display().to_string(), "--ack", "applied"]);
+    assert_eq!(code, 0, "{out}{err}\n{}", pair.logs());
+    let after = json(&pair.a, "/active");
+    assert_eq!(
+        (&after["epoch"], pair.a.worker_pid()),
+        (&before["epoch"], worker),
+        "nobody lost office\n{}",
+        pair.logs()
+    );
+    let writes = load.stop();
+    assert!(writes.values().any(|written| written.durable > 0), "others' changes came through");
+    pair.wait_in_sync();
+    ringpair_tests::pair::check_served(&pair, &writes);
+    assert_eq!(json(&pair.b, "/v1/ds/IMPORT?digest")["objects"], 60_301);
+}

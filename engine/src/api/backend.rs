@@ -11,7 +11,7 @@ use std::{
 
 use crossbeam::channel::{Receiver, Sender, TrySendError, bounded};
 use ringpair_wire::{
-    ds::{DsPath, Object},
+    ds::DsPath,
     id::{AckLevel, Version},
 };
 use serde::{Deserialize, Serialize};
@@ -22,7 +22,7 @@ use crate::{
         events::EventLog,
         status::{Blocker, MirrorStatus, Mode, Role, Status, StatusCell},
     },
-    ds::{ContentStore, TreeHandle, edit::Operation},
+    ds::{ContentStore, Entry, TreeHandle, edit::Operation},
 };
 
 /// How many requests may wait for the stream thread; beyond, callers are answered 429.
@@ -306,7 +306,7 @@ pub struct WatchChange {
 #[derive(Clone, Debug, PartialEq)]
 pub enum WatchWhat {
     /// The object as it is after the change.
-    Object(Arc<Object>),
+    Object(Arc<Entry>),
     /// It was removed, with everything below.
     Removed(DsPath),
 }

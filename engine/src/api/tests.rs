@@ -259,10 +259,7 @@ fn answer_write(
         let version = Version { epoch: Epoch(65_537), seq: Seq(*seq) };
         tree.apply(change, version);
         let what = match change {
-            Change::Put { path, .. } => {
-                let object = tree.snapshot().get(path).map(|entry| entry.object().clone()).expect("it was put");
-                WatchWhat::Object(Arc::new(object))
-            }
+            Change::Put { path, .. } => WatchWhat::Object(Arc::clone(tree.snapshot().get(path).expect("it was put"))),
             Change::Remove { path } => WatchWhat::Removed(path.clone()),
         };
         let change = WatchChange { version, level: AckLevel::Durable, alone, what };

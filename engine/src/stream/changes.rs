@@ -68,7 +68,7 @@ impl Changes {
     /// Notes a change that took effect with record `commit`.
     pub fn note(&mut self, version: Version, commit: Seq, change: &Change, applied: &Applied) {
         let what = match (change, &applied.object) {
-            (_, Some(entry)) => WatchWhat::Object(Arc::new(entry.object().clone())),
+            (_, Some(entry)) => WatchWhat::Object(Arc::clone(entry)),
             (Change::Put { path, .. } | Change::Remove { path }, None) => WatchWhat::Removed(path.clone()),
         };
         self.kept.push_back(Kept { version, commit, what });

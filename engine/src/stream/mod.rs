@@ -12,6 +12,7 @@ mod effects;
 mod feed;
 mod jobs;
 mod lanes;
+mod long;
 mod receive;
 mod report;
 mod requests;
@@ -20,7 +21,7 @@ mod verify;
 mod writes;
 
 use std::{
-    collections::HashMap,
+    collections::{HashMap, VecDeque},
     io,
     sync::Arc,
     time::{Duration, Instant as StdInstant},
@@ -43,7 +44,7 @@ pub use self::{applier::Applier, changes::Changes, clock::now, storage::ControlW
 use self::{feed::Feed, jobs::Jobs, lanes::Lanes, requests::Pending, verify::Verifier, writes::Writes};
 use crate::{
     api::{
-        backend::Request,
+        backend::{Request, WriteRequest},
         events::{Event, EventLog},
         status::{DivergenceSummary, IoStatus, StatusCell, Warning},
     },
@@ -144,6 +145,9 @@ pub struct Stream {
     lanes: Lanes,
     feed: Feed,
     writes: Writes,
+    /// A transaction of many changes that is being prepared, and the writes that wait behind it.
+    long: Option<long::Long>,
+    held: VecDeque<WriteRequest>,
     pending: Pending,
     verifier: Verifier,
     bulk: StreamSide,
@@ -232,6 +236,8 @@ impl Stream {
             divergence: storage::summary(&parts.archive),
             lanes: Lanes::new(parts.core.heartbeat / 2),
             feed: Feed::new(parts.journal.reader()),
+            long: None,
+            held: VecDeque::new(),
             pending: Pending::default(),
             verifier: Verifier::default(),
             bulk_told: BulkTold::default(),
@@ -379,7 +385,10 @@ impl Stream {
 
     /// Whether a turn has something to do without any completion.
     fn has_work(&self) -> bool {
-        self.drain.is_some() || !self.requests.is_empty() || self.applier.can_apply(self.applicable())
+        self.drain.is_some()
+            || self.long.is_some()
+            || !self.requests.is_empty()
+            || self.applier.can_apply(self.applicable())
     }
 
     /// Through which record the applier may go: a backup applies what is written.

@@ -15,20 +15,20 @@ use ringpair_core::{
 use ringpair_wire::{
     control::{Role, SwitchMode},
     ds::{DsPath, Value},
-    id::{AckLevel, Version},
+    id::{AckLevel, Position, Version},
     mirror::{Kind, MirrorPath, Problem},
 };
 use tokio::sync::oneshot;
 
 use super::{
-    BulkWork, Stream, report,
+    BulkWork, Stream, long, report,
     writes::{self, Encoded},
 };
 use crate::{
     api::{
         backend::{
             ActiveMember, Failure, MirrorDirectory, MirrorList, MirrorTest, Reply, Request, RoleAnswer, SwitchDone,
-            SwitchRequest, SyncDone, WriteRequest,
+            SwitchRequest, SyncDone, WriteDone, WriteRequest,
         },
         events::Event,
         status::Mode,
@@ -114,6 +114,7 @@ impl Pending {
 impl Stream {
     /// Takes the requests that wait; the writes among them fill frames, which are closed at the end.
     pub(super) fn take_requests(&mut self, now: Instant) {
+        self.work_long(now);
         for _ in 0..super::REQUESTS_A_TURN {
             match self.requests.try_recv() {
                 Ok(Request::Write(request)) => self.write(request, now),
@@ -143,25 +144,35 @@ impl Stream {
         }
     }
 
-    fn write(&mut self, request: WriteRequest, now: Instant) {
+    /// Takes a write, or lets it wait behind a long one.
+    pub(super) fn write(&mut self, request: WriteRequest, now: Instant) {
+        if self.long.is_some() {
+            if self.held.len() < long::HELD_WRITES {
+                self.held.push_back(request);
+            } else {
+                let _ = request.reply.send(Err(Failure::Busy { retry_after_s: 1 }));
+            }
+            return;
+        }
         if let Err((reply, failure)) = self.try_write(request, now) {
             let _ = reply.send(Err(failure));
         }
     }
 
-    fn try_write(
-        &mut self,
-        request: WriteRequest,
-        now: Instant,
-    ) -> Result<(), (Reply<crate::api::backend::WriteDone>, Failure)> {
-        let WriteRequest { operations, ack, deadline, reply } = request;
-        if reply.is_closed() {
+    fn try_write(&mut self, request: WriteRequest, now: Instant) -> Result<(), (Reply<WriteDone>, Failure)> {
+        if request.reply.is_closed() {
             return Ok(());
         }
         // The role first: a backup names the active before it looks at anything (exit 4, not 2).
         if let Some(refused) = self.refusal(now) {
-            return Err((reply, refused));
+            return Err((request.reply, refused));
         }
+        if request.operations.len() >= long::LONG_FROM_OPERATIONS {
+            self.close_frame(now);
+            self.begin_long(request);
+            return Ok(());
+        }
+        let WriteRequest { operations, ack, deadline, reply } = request;
         let tree = self.applier.tree().snapshot();
         let single = operations.len() == 1;
         let changes = match resolve_all(&tree, operations) {
@@ -172,11 +183,7 @@ impl Stream {
             Err(error) => return Err((reply, Failure::Malformed(error.to_string()))),
         };
         if changes.is_empty() {
-            let version = tree.position();
-            let version = Version { epoch: version.epoch, seq: version.seq };
-            let alone = self.node.status(now).is_some_and(|status| status.alone);
-            let level = if alone { AckLevel::Local } else { ack };
-            let _ = reply.send(Ok(crate::api::backend::WriteDone { version, level, alone }));
+            self.nothing_to_do(reply, ack, tree.position(), now);
             return Ok(());
         }
         drop(tree);
@@ -208,8 +215,16 @@ impl Stream {
         Ok(())
     }
 
+    /// Answers a write that changes nothing.
+    pub(super) fn nothing_to_do(&self, reply: Reply<WriteDone>, ack: AckLevel, at: Position, now: Instant) {
+        let version = Version { epoch: at.epoch, seq: at.seq };
+        let alone = self.node.status(now).is_some_and(|status| status.alone);
+        let level = if alone { AckLevel::Local } else { ack };
+        let _ = reply.send(Ok(WriteDone { version, level, alone }));
+    }
+
     /// Why this member takes no writes, if it does not.
-    fn refusal(&self, now: Instant) -> Option<Failure> {
+    pub(super) fn refusal(&self, now: Instant) -> Option<Failure> {
         let status = self.node.status(now)?;
         (status.role != Role::Active).then(|| Failure::NotActive { active: self.active_member(status.peer.role) })
     }

@@ -45,7 +45,7 @@ struct Waiting {
 }
 
 /// Records of one write, encoded back to back, and what they change.
-#[derive(Debug, Default)]
+#[derive(Debug, Default, PartialEq, Eq)]
 pub struct Encoded {
     bytes: Vec<u8>,
     ends: Vec<usize>,
@@ -71,17 +71,7 @@ impl Encoded {
     pub fn of(changes: &[Change]) -> Result<Self, Failure> {
         let mut encoded = Self::default();
         for (index, change) in changes.iter().enumerate() {
-            let record = Record::Ds { part: Part::of(index, changes.len()), change: change.clone() };
-            let start = encoded.bytes.len();
-            record.encode(&mut Writer::new(&mut encoded.bytes));
-            let bytes = encoded.bytes.len() - start;
-            if bytes > MAX_RECORD_BYTES {
-                let (Change::Put { path, .. } | Change::Remove { path }) = change;
-                return Err(Failure::TooLarge(format!(
-                    "the change of {path} takes {bytes} bytes, more than {MAX_RECORD_BYTES}. Try: fewer values at once"
-                )));
-            }
-            encoded.ends.push(encoded.bytes.len());
+            encoded.push(index, changes.len(), change)?;
         }
         Ok(encoded)
     }
@@ -90,6 +80,25 @@ impl Encoded {
     #[must_use]
     pub fn len(&self) -> usize {
         self.bytes.len()
+    }
+
+    /// Encodes the change with this index of a transaction of `count`, behind those before it.
+    ///
+    /// # Errors
+    /// As [`Self::of`].
+    pub fn push(&mut self, index: usize, count: usize, change: &Change) -> Result<(), Failure> {
+        let record = Record::Ds { part: Part::of(index, count), change: change.clone() };
+        let start = self.bytes.len();
+        record.encode(&mut Writer::new(&mut self.bytes));
+        let bytes = self.bytes.len() - start;
+        if bytes > MAX_RECORD_BYTES {
+            let (Change::Put { path, .. } | Change::Remove { path }) = change;
+            return Err(Failure::TooLarge(format!(
+                "the change of {path} takes {bytes} bytes, more than {MAX_RECORD_BYTES}. Try: fewer values at once"
+            )));
+        }
+        self.ends.push(self.bytes.len());
+        Ok(())
     }
 
     fn records(&self) -> impl Iterator<Item = &[u8]> {
