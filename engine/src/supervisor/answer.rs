@@ -251,10 +251,11 @@ impl Answers {
         let Some(message) = &self.released else { return };
         for conn in self.conns.iter_mut().filter(|conn| conn.lane != Lane::Stranger && !conn.told) {
             conn.told = true;
+            // First, so that the thread knows what the peer's answer means, however fast it comes.
+            conn.order(Order::Released);
             if conn.lane == Lane::Ping {
                 conn.order(Order::Say(message.clone()));
             }
-            conn.order(Order::Released);
         }
     }
 
