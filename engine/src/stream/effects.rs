@@ -56,6 +56,7 @@ impl Stream {
             Effect::DropUnframed => debug_assert!(self.writes.is_closed()),
             Effect::StopAppliers => {
                 self.applier.stop();
+                self.drop_resync();
                 self.node.handle_completion(now, Completion::AppliersStopped(self.applier.applied()));
             }
             Effect::StartAppliers => self.applier.start(),

@@ -184,6 +184,8 @@ pub struct Stream {
     ready_said: bool,
     /// What a resynchronization takes over once it is saved.
     staged_state: Option<TreeSnapshot>,
+    /// The store is taking a staged state that is not to be taken over any more.
+    store_is_staged: bool,
     last_checkpoint: Instant,
     storage_failed: Option<String>,
     drain: Option<usize>,
@@ -256,6 +258,7 @@ impl Stream {
             fill_parameters: false,
             ready_said: false,
             staged_state: None,
+            store_is_staged: false,
             last_checkpoint: now(),
             storage_failed: None,
             drain: None,

@@ -149,6 +149,9 @@ impl Stream {
     pub(super) fn checkpoint_done(&mut self, checkpoint: Checkpoint, now: Instant) {
         match checkpoint {
             Checkpoint::Saved(position, cost) => tracing::debug!(seq = position.seq.0, ?cost, "checkpoint"),
+            Checkpoint::Replaced(..) if std::mem::take(&mut self.store_is_staged) => {
+                self.checkpoints.replace(self.applier.tree().snapshot());
+            }
             Checkpoint::Replaced(position, _) => self.resync_saved(position, now),
             Checkpoint::Failed { replacing: true, error } => self.resync_failed(&error.to_string(), now),
             Checkpoint::Failed { replacing: false, error } => {
@@ -224,6 +227,12 @@ impl Stream {
         self.applier.replace(state);
         self.changes.restart(Version { epoch: position.epoch, seq: position.seq });
         self.node.handle_completion(now, CoreCompletion::Resynced(run.work, position));
+    }
+
+    /// A promotion ends a resynchronization: what it staged must not be taken any more, nor stay in the store.
+    pub(super) fn drop_resync(&mut self) {
+        self.resync = None;
+        self.store_is_staged |= self.staged_state.take().is_some();
     }
 
     pub(super) fn resync_failed(&mut self, why: &str, now: Instant) {
