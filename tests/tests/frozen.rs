@@ -9,12 +9,14 @@ fn freeze(victim: Victim) {
     pair.wait_in_sync();
     let witnesses = pair.members().map(Witness::of);
     let load = Load::start([pair.a.socket(), pair.b.socket()], 2, 20);
-    wait_until("the load runs", || load.progress() > 100);
+    // A member that has just started may have given a promise, and is exclusive only when that has run out.
+    wait_until("the load runs and A excludes any other", || load.progress() > 100 && witnesses[0].count() > 20);
     let worker = pair.a.worker_pid();
     assert!(pair.a.signal(victim, Signal::SIGSTOP));
     pair.b.wait_active();
     let before = load.progress();
     wait_until("the new active acknowledges", || load.progress() > before + 50);
+    wait_until("and excludes any other", || witnesses[1].count() > 20);
     if pair.a.worker_pid() == worker {
         pair.a.signal(victim, Signal::SIGCONT);
     }
