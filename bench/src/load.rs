@@ -2,7 +2,7 @@
 //! answered) or open (requests are due at a fixed rate, and late ones count as late).
 //!
 //! Always: latency counts from when a request was due; every answer is read whole and checked. Never: a wait beyond
-//! [`PATIENCE`].
+//! `PATIENCE`.
 
 use std::{
     io::{ErrorKind, Read, Write},

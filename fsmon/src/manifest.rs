@@ -1,6 +1,6 @@
 //! Comparing two listings of a root, path by path.
 //!
-//! Always: both lists are in the order of [`MirrorPath`], and one step looks at one entry of each: the cost in memory
+//! Always: both lists are in the order of [`MirrorPath`](ringpair_wire::mirror::MirrorPath), and one step looks at one entry of each: the cost in memory
 //! does not depend on the size of the trees. Never: a difference because of an order that is not kept; such a list is
 //! an error of its sender.
 

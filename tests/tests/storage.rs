@@ -1,6 +1,8 @@
 //! Storage that is emptied, rolled back or restarted in any order: the newest data becomes active wherever that can be
 //! known, and nothing is overwritten that is not in an archive first.
 
+#![expect(clippy::unwrap_used, reason = "test code: a failed expectation is a failed test")]
+
 use std::{fs, path::Path, process::Command, time::Duration};
 
 use nix::sys::signal::Signal;

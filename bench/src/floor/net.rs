@@ -1,6 +1,6 @@
 //! What TCP over loopback does, with blocking calls: throughput, round trips, a file from tmpfs to tmpfs.
 //!
-//! Always: two threads, one connection, Nagle's delay off. Never: a read that waits for more than [`PATIENCE`].
+//! Always: two threads, one connection, Nagle's delay off. Never: a read that waits for more than `PATIENCE`.
 
 use std::{
     fs::{self, File},

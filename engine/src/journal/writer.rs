@@ -358,7 +358,7 @@ impl Journal {
         self.no_room
     }
 
-    /// Whether the next segment cannot be made and, with `more` bytes appended, less than [`RESERVE_BYTES`] of the
+    /// Whether the next segment cannot be made and, with `more` bytes appended, less than `RESERVE_BYTES` of the
     /// current one are left: what is left is for the records of epochs and for what is under way already.
     #[must_use]
     pub fn is_short(&self, more: usize) -> bool {
