@@ -13,10 +13,12 @@ mod feed;
 mod jobs;
 mod lanes;
 mod long;
+mod publish;
 mod receive;
 mod report;
 mod requests;
 mod storage;
+mod supervised;
 mod verify;
 mod writes;
 
@@ -29,14 +31,13 @@ use std::{
 
 use crossbeam::channel::Receiver;
 use ringpair_core::{
-    Completion as CoreCompletion, Config as CoreConfig, Instant, Node, Persisted,
-    input::{Command, WorkToken},
+    Completion as CoreCompletion, Config as CoreConfig, Instant, Node, Persisted, input::WorkToken,
     supervisor::WorkerStatus,
 };
 use ringpair_wire::{
     compress::Compression,
     control::Role,
-    id::{Epoch, Position, Seq},
+    id::{Epoch, Seq},
     lane::PathKind,
 };
 
@@ -45,7 +46,7 @@ use self::{feed::Feed, jobs::Jobs, lanes::Lanes, requests::Pending, verify::Veri
 use crate::{
     api::{
         backend::{Request, WriteRequest},
-        events::{Event, EventLog},
+        events::EventLog,
         status::{DivergenceSummary, IoStatus, StatusCell, Warning},
     },
     bulk::link::{BulkCommand, StreamSide},
@@ -58,8 +59,8 @@ use crate::{
     hooks::Hooks,
     journal::{Journal, JournalEvent},
     mirror::{ArchiveFiles, MirrorStatus, RootSet},
-    ring::{Completion, Driver, Fd, Op, Token},
-    supervisor::link::{FromWorker, Link, Received, ToWorker},
+    ring::{Completion, Driver, Fd, Token},
+    supervisor::link::Link,
     transport::Transport,
 };
 
@@ -176,8 +177,6 @@ pub struct Stream {
     snapshot_wanted: Option<TreeSnapshot>,
     /// The parameters as the bulk thread was last told of them.
     parameters_at: Option<Arc<Entry>>,
-    /// For how long the last controlled switch accepted no writes.
-    switch_pause_ms: Option<u64>,
     /// A resynchronization under way: what it takes over.
     resync: Option<storage::ResyncRun>,
     fill_parameters: bool,
@@ -253,7 +252,6 @@ impl Stream {
             serve_resync: false,
             snapshot_wanted: None,
             parameters_at: None,
-            switch_pause_ms: None,
             resync: None,
             fill_parameters: false,
             ready_said: false,
@@ -492,86 +490,6 @@ impl Stream {
         }
     }
 
-    /// Asks to be told when the supervisor says something.
-    fn watch_link(&mut self) {
-        let token = Token::new(Token::LOOP, op_kind::LINK, 0);
-        if self.driver.submit(token, Op::PollReadable { fd: self.link_fd.clone() }).is_err() {
-            tracing::error!("no room to watch the supervisor's link");
-        }
-    }
-
-    fn hear_supervisor(&mut self) {
-        loop {
-            match self.link.receive::<ToWorker>() {
-                Ok(Received::Message(ToWorker::Stop)) => self.stop("SIGTERM"),
-                Ok(Received::Message(ToWorker::Reload)) => {
-                    self.events.append(Event::new("start", self.node.epoch().0, "SIGHUP: keys are read again"));
-                    self.reload_keys();
-                }
-                Ok(Received::Message(ToWorker::Start(_))) => {}
-                Ok(Received::Empty) => return,
-                // Its supervisor is dead: refuse writes, discontinue, release, end (protocol §7).
-                Ok(Received::Eof) => return self.stop("the supervisor is gone"),
-                Err(error) => {
-                    tracing::error!(%error, "the supervisor's link");
-                    return self.stop("the link to the supervisor failed");
-                }
-            }
-        }
-    }
-
-    fn reload_keys(&mut self) {
-        match crate::worker::identity(&self.config) {
-            Ok(Some(identity)) => {
-                if let Err(error) = self.transport.set_identity(identity) {
-                    self.warn("keys", error.to_string());
-                }
-            }
-            Ok(None) => {}
-            Err(error) => self.warn("keys", error.to_string()),
-        }
-    }
-
-    /// Stops in a controlled way, once.
-    fn stop(&mut self, why: &str) {
-        if !self.pending.stopping {
-            self.pending.stopping = true;
-            self.events.append(Event::new("start", self.node.epoch().0, format!("stopping: {why}")));
-            let token = self.pending.token();
-            self.node.handle_command(now(), token, Command::Stop);
-        }
-    }
-
-    /// Tells the supervisor what this worker is, and that it turns.
-    fn tell_supervisor(&mut self, now: Instant) {
-        let Some(status) = self.node.status(now) else { return };
-        let told = WorkerStatus {
-            role: status.role,
-            epoch: status.epoch,
-            right: status.right,
-            alone: status.alone,
-            position: Position::default(),
-            lease_ms: u32::try_from(status.lease.as_millis()).unwrap_or(u32::MAX),
-        };
-        let say = |message: &FromWorker| {
-            if let Err(error) = self.link.send(message) {
-                tracing::debug!(%error, "the supervisor does not hear");
-            }
-        };
-        if self.told_supervisor != Some(told) {
-            say(&FromWorker::Status(told));
-            self.told_supervisor = Some(told);
-        }
-        if now.since(self.last_turn_told) >= self.core.heartbeat {
-            say(&FromWorker::Turn);
-            self.last_turn_told = now;
-        }
-        if !self.ready_said && status.role != Role::None {
-            say(&FromWorker::Ready);
-            self.ready_said = true;
-        }
-    }
-
     /// What has its own time: publishing, time-outs of clients, checkpoints, retention.
     fn housekeeping(&mut self, now: Instant) {
         let std_now = StdInstant::now();
@@ -581,102 +499,11 @@ impl Stream {
         self.direct_bulk(now);
         self.tell_supervisor(now);
         self.release_changes(now);
+        self.handed_over(now);
         self.checkpoint(now);
         if now.since(self.published) >= PUBLISH_EVERY || self.role_changed() {
             self.publish(now);
         }
-    }
-
-    fn role_changed(&self) -> bool {
-        self.told_supervisor.is_some_and(|told| {
-            let published = self.status.read();
-            published.epoch != told.epoch.0
-                || (published.role == crate::api::status::Role::Active) != (told.role == Role::Active)
-        })
-    }
-
-    /// Watchers get what has become durable.
-    fn release_changes(&mut self, now: Instant) {
-        if !self.changes.is_watched() {
-            return;
-        }
-        let Some(status) = self.node.status(now) else { return };
-        let [_, synced, applied] = status.local;
-        let through = match status.role {
-            Role::Active if !status.alone => status.peer.durable,
-            _ => synced.min(applied),
-        };
-        self.changes.release(through, report::watch_level(status.alone), status.alone);
-    }
-
-    /// Notes a warning of the shell, in place of an earlier one of the same code.
-    fn warn(&mut self, code: &str, text: String) {
-        if !self.warnings.iter().any(|warning| warning.code == code && warning.text == text) {
-            self.unwarn(code);
-            self.events.append(Event::new("warning", self.node.epoch().0, format!("{code}: {text}")));
-            self.warnings.push(Warning { code: code.into(), text });
-        }
-    }
-
-    fn unwarn(&mut self, code: &str) {
-        self.warnings.retain(|warning| warning.code != code);
-    }
-
-    /// Publishes the status document.
-    fn publish(&mut self, now: Instant) {
-        self.published = now;
-        let Some(core) = self.node.status(now) else { return };
-        if core.position.seq > core.peer.durable && core.role == Role::Active {
-            self.lagging_since.get_or_insert(now);
-        } else {
-            self.lagging_since = None;
-        }
-        let lag_ms =
-            self.lagging_since.map_or(0, |since| u64::try_from(now.since(since).as_millis()).unwrap_or(u64::MAX));
-        let blockers = match core.role {
-            Role::Active => report::file_blockers(&self.mirror),
-            _ => Vec::new(),
-        };
-        let parts = report::Parts {
-            config: &self.config,
-            core: &self.core,
-            transport: &self.transport,
-            bulk_dscp: self.bulk_dscp,
-            mirror: &self.mirror,
-            io: &self.io,
-            divergence: &self.divergence,
-            mode: self.persisted.mode.mode,
-            last_switch: self.persisted.last_switch.as_ref(),
-            warnings: &self.warnings,
-            blockers,
-            lag_ms,
-            counters: self.counters(),
-        };
-        if let Some(status) = report::status(&self.node, now, &parts) {
-            self.status.publish(status);
-        }
-    }
-
-    fn counters(&self) -> std::collections::BTreeMap<String, u64> {
-        let stats = self.transport.stats();
-        [
-            ("strangers_refused", stats.refused_tls + stats.refused_hello + stats.strangers_oversize),
-            ("strangers_gave_way", stats.strangers_gave_way),
-            ("strangers_timed_out", stats.strangers_timed_out),
-            ("lane_received_bytes", stats.received_bytes),
-            ("lane_sent_bytes", stats.sent_bytes),
-            ("heartbeats_sent", stats.heartbeats_sent),
-            ("heartbeats_received", stats.heartbeats_received),
-            ("heartbeats_refused", stats.heartbeats_forged + stats.heartbeats_replayed + stats.heartbeats_unknown_key),
-            ("mirror_files", self.mirror.files_moved),
-            ("mirror_bytes", self.mirror.bytes_moved),
-            ("mirror_overflows", self.mirror.overflows),
-            ("mirror_rescans", self.mirror.rescans),
-            ("journal_bytes", self.journal.bytes()),
-        ]
-        .into_iter()
-        .map(|(name, count)| (name.to_owned(), count))
-        .collect()
     }
 }
 

@@ -54,6 +54,15 @@ enum Waiting {
     Stop(Reply<()>),
 }
 
+/// A switch that was done here and waits for the other member's announcement.
+#[derive(Debug)]
+struct HandingOver {
+    reply: Reply<SwitchDone>,
+    started: StdInstant,
+    from: String,
+    deadline: StdInstant,
+}
+
 /// A barrier over records and files.
 #[derive(Debug)]
 struct SyncRun {
@@ -70,6 +79,7 @@ pub(super) struct Pending {
     numbers: u64,
     waiting: HashMap<CommandToken, (StdInstant, Waiting)>,
     syncs: HashMap<u64, (StdInstant, SyncRun)>,
+    handing_over: Option<HandingOver>,
     /// Work of the core that the bulk thread does.
     pub(super) bulk: BulkWork,
     /// Whether the member is on its way out.
@@ -318,25 +328,36 @@ impl Stream {
 
     /// The end of a command of the core.
     pub(super) fn command_done(&mut self, token: CommandToken, result: Result<(), Refusal>, now: Instant) {
-        let Some((_, waiting)) = self.pending.waiting.remove(&token) else { return };
+        let Some((deadline, waiting)) = self.pending.waiting.remove(&token) else { return };
         match waiting {
-            Waiting::Switch { reply, started, from } => {
-                let answer = result.map_err(writes::failure).map(|()| self.switch_done(started, from, now));
-                if let Err(failure) = &answer {
-                    self.events.append(Event::new("request", self.node.epoch().0, format!("no switch: {failure}")));
+            Waiting::Switch { reply, started, from } => match result.map_err(writes::failure) {
+                Ok(()) => {
+                    self.pending.handing_over = Some(HandingOver { reply, started, from, deadline });
+                    self.handed_over(now);
                 }
-                let _ = reply.send(answer);
-            }
+                Err(failure) => {
+                    self.events.append(Event::new("request", self.node.epoch().0, format!("no switch: {failure}")));
+                    let _ = reply.send(Err(failure));
+                }
+            },
             Waiting::Mode(reply) | Waiting::Stop(reply) => drop(reply.send(result.map_err(writes::failure))),
             Waiting::Sync(id) => self.sync_part(id, result.map_err(writes::failure), true),
         }
     }
 
-    fn switch_done(&self, started: StdInstant, from: String, now: Instant) -> SwitchDone {
-        let to = if from == self.config.own().name { &self.config.peer().name } else { &self.config.own().name };
-        let took_ms = u64::try_from(started.elapsed().as_millis()).unwrap_or(u64::MAX);
-        let epoch = self.node.status(now).map_or(0, |status| status.epoch.0);
-        SwitchDone { from, to: to.clone(), epoch, took_ms, pause_ms: self.switch_pause_ms.unwrap_or(took_ms) }
+    /// Answers a switch that was done, as soon as the other member is known to be active.
+    pub(super) fn handed_over(&mut self, now: Instant) {
+        let Some(status) = self.node.status(now) else { return };
+        let own = &self.config.own().name;
+        let is_done = |over: &mut HandingOver| {
+            let role = if over.from == *own { status.peer.role } else { status.role };
+            role == Role::Active || over.deadline <= StdInstant::now()
+        };
+        let Some(over) = self.pending.handing_over.take_if(is_done) else { return };
+        let to = if over.from == *own { &self.config.peer().name } else { own };
+        let took_ms = u64::try_from(over.started.elapsed().as_millis()).unwrap_or(u64::MAX);
+        let done = SwitchDone { from: over.from, to: to.clone(), epoch: status.epoch.0, took_ms, pause_ms: took_ms };
+        let _ = over.reply.send(Ok(done));
     }
 
     /// A barrier of files was reached.

@@ -1,0 +1,103 @@
+//! What the loop shows of itself: the status document, warnings, counters, and changes for those who watch.
+//!
+//! Always: published at most every [`super::PUBLISH_EVERY`], and at once when the role changes.
+
+use ringpair_core::Instant;
+use ringpair_wire::control::Role;
+
+use super::{Stream, report};
+use crate::api::{events::Event, status::Warning};
+
+impl Stream {
+    pub(super) fn role_changed(&self) -> bool {
+        self.told_supervisor.is_some_and(|told| {
+            let published = self.status.read();
+            published.epoch != told.epoch.0
+                || (published.role == crate::api::status::Role::Active) != (told.role == Role::Active)
+        })
+    }
+
+    /// Watchers get what has become durable.
+    pub(super) fn release_changes(&mut self, now: Instant) {
+        if !self.changes.is_watched() {
+            return;
+        }
+        let Some(status) = self.node.status(now) else { return };
+        let [_, synced, applied] = status.local;
+        let through = match status.role {
+            Role::Active if !status.alone => status.peer.durable,
+            _ => synced.min(applied),
+        };
+        self.changes.release(through, report::watch_level(status.alone), status.alone);
+    }
+
+    /// Notes a warning of the shell, in place of an earlier one of the same code.
+    pub(super) fn warn(&mut self, code: &str, text: String) {
+        if !self.warnings.iter().any(|warning| warning.code == code && warning.text == text) {
+            self.unwarn(code);
+            self.events.append(Event::new("warning", self.node.epoch().0, format!("{code}: {text}")));
+            self.warnings.push(Warning { code: code.into(), text });
+        }
+    }
+
+    pub(super) fn unwarn(&mut self, code: &str) {
+        self.warnings.retain(|warning| warning.code != code);
+    }
+
+    /// Publishes the status document.
+    pub(super) fn publish(&mut self, now: Instant) {
+        self.published = now;
+        let Some(core) = self.node.status(now) else { return };
+        if core.position.seq > core.peer.durable && core.role == Role::Active {
+            self.lagging_since.get_or_insert(now);
+        } else {
+            self.lagging_since = None;
+        }
+        let lag_ms =
+            self.lagging_since.map_or(0, |since| u64::try_from(now.since(since).as_millis()).unwrap_or(u64::MAX));
+        let blockers = match core.role {
+            Role::Active => report::file_blockers(&self.mirror),
+            _ => Vec::new(),
+        };
+        let parts = report::Parts {
+            config: &self.config,
+            core: &self.core,
+            transport: &self.transport,
+            bulk_dscp: self.bulk_dscp,
+            mirror: &self.mirror,
+            io: &self.io,
+            divergence: &self.divergence,
+            mode: self.persisted.mode.mode,
+            last_switch: self.persisted.last_switch.as_ref(),
+            warnings: &self.warnings,
+            blockers,
+            lag_ms,
+            counters: self.counters(),
+        };
+        if let Some(status) = report::status(&self.node, now, &parts) {
+            self.status.publish(status);
+        }
+    }
+
+    pub(super) fn counters(&self) -> std::collections::BTreeMap<String, u64> {
+        let stats = self.transport.stats();
+        [
+            ("strangers_refused", stats.refused_tls + stats.refused_hello + stats.strangers_oversize),
+            ("strangers_gave_way", stats.strangers_gave_way),
+            ("strangers_timed_out", stats.strangers_timed_out),
+            ("lane_received_bytes", stats.received_bytes),
+            ("lane_sent_bytes", stats.sent_bytes),
+            ("heartbeats_sent", stats.heartbeats_sent),
+            ("heartbeats_received", stats.heartbeats_received),
+            ("heartbeats_refused", stats.heartbeats_forged + stats.heartbeats_replayed + stats.heartbeats_unknown_key),
+            ("mirror_files", self.mirror.files_moved),
+            ("mirror_bytes", self.mirror.bytes_moved),
+            ("mirror_overflows", self.mirror.overflows),
+            ("mirror_rescans", self.mirror.rescans),
+            ("journal_bytes", self.journal.bytes()),
+        ]
+        .into_iter()
+        .map(|(name, count)| (name.to_owned(), count))
+        .collect()
+    }
+}
