@@ -39,7 +39,7 @@ use crate::{
         edit::{Operation, ValueEdit, resolve_all},
         params::{self, Parameters},
     },
-    mirror::RootSet,
+    mirror::{MirrorState, RootSet},
 };
 
 /// How many paths of the mirror are listed at most.
@@ -310,7 +310,9 @@ impl Stream {
         let text = format!("switch asked for by {user}: immediate {immediate}, force {force}, fenced {fenced}");
         self.events.append(Event::new("request", self.node.epoch().0, text));
         let active = self.node.status(now).is_some_and(|status| status.role == Role::Active);
-        let blockers = if active { report::file_blockers(&self.mirror) } else { Vec::new() };
+        // Changes that are only on their way are brought over before the role is released; everything else stands in the way.
+        let behind = self.mirror.state == MirrorState::Behind && self.bulk_dscp.is_some();
+        let blockers = if active && !behind { report::file_blockers(&self.mirror) } else { Vec::new() };
         let from = if active { self.config.own().name.clone() } else { self.config.peer().name.clone() };
         let waiting = Waiting::Switch { reply, started: StdInstant::now(), from };
         let command = Command::Switch { immediate, force, fenced, blockers, user };
