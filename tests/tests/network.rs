@@ -47,7 +47,12 @@ impl Scene {
         ];
         let witnesses = pair.members().map(Witness::of);
         wait_until("the load runs", || loads[0].progress() > 100);
+        wait_until("A is seen to be exclusive", || witnesses[0].count() > 20);
         Some(Self { witnesses, loads, pair, network, _turn: turn })
+    }
+
+    fn b_is_exclusive(&self) {
+        wait_until("B is seen to be exclusive", || self.witnesses[1].count() > 20);
     }
 
     fn goes_on(&self, load: usize) {
@@ -102,6 +107,7 @@ fn both_directions(cut: impl FnOnce(&Network)) {
     scene.goes_on(1);
     let warned = scene.pair.a.status().unwrap_or_default();
     assert!(warned["warnings"].to_string().contains("may-be-split"), "A does not say so: {warned:#}");
+    scene.b_is_exclusive();
     scene.heal_and_judge([true, true]);
 }
 
@@ -126,6 +132,7 @@ fn an_active_that_is_not_heard_stops_when_its_successor_speaks() {
     wait_until(&format!("A has stopped\n{}", scene.pair.logs()), || !scene.pair.a.is_active());
     scene.goes_on(0);
     assert!(!scene.pair.a.is_active(), "A is active again\n{}", scene.pair.logs());
+    scene.b_is_exclusive();
     scene.heal_and_judge([true, true]);
 }
 
