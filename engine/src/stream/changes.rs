@@ -8,25 +8,33 @@
 use std::{collections::VecDeque, sync::Arc};
 
 use ringpair_wire::{
-    ds::{Change, DsPath},
+    codec::Codec,
+    ds::{Change, DsPath, Object},
     id::{AckLevel, Epoch, Seq, Version},
 };
 use tokio::sync::mpsc;
 
 use crate::{
     api::backend::{Failure, WatchChange, WatchRequest, WatchWhat},
-    ds::Applied,
+    ds::{Applied, Entry},
 };
 
 /// How many changes are kept at most.
-const KEPT_CHANGES: usize = 100_000;
+const KEPT_CHANGES: usize = 20_000;
 
 #[derive(Debug)]
 struct Kept {
     version: Version,
     /// The last record of its transaction: with it the change takes effect.
     commit: Seq,
-    what: WatchWhat,
+    what: Compact,
+}
+
+/// What changed, as small as it goes: an object in the tree takes a kilobyte, its bytes a tenth of that.
+#[derive(Debug)]
+enum Compact {
+    Object(DsPath, Box<[u8]>),
+    Removed(DsPath),
 }
 
 #[derive(Debug)]
@@ -68,8 +76,8 @@ impl Changes {
     /// Notes a change that took effect with record `commit`.
     pub fn note(&mut self, version: Version, commit: Seq, change: &Change, applied: &Applied) {
         let what = match (change, &applied.object) {
-            (_, Some(entry)) => WatchWhat::Object(Arc::clone(entry)),
-            (Change::Put { path, .. } | Change::Remove { path }, None) => WatchWhat::Removed(path.clone()),
+            (_, Some(entry)) => Compact::Object(entry.path.clone(), entry.object().to_bytes().into()),
+            (Change::Put { path, .. } | Change::Remove { path }, None) => Compact::Removed(path.clone()),
         };
         self.kept.push_back(Kept { version, commit, what });
         if self.kept.len() > KEPT_CHANGES
@@ -122,8 +130,10 @@ impl Changes {
         self.watchers.retain_mut(|watcher| {
             let first = kept.partition_point(|kept| kept.version.seq < watcher.next);
             for kept in kept.range(first..).take_while(|kept| kept.commit <= through) {
-                if concerns(&kept.what, &watcher.path) {
-                    let change = WatchChange { version: kept.version, level, alone, what: kept.what.clone() };
+                if kept.what.concerns(&watcher.path)
+                    && let Some(what) = kept.what.expand()
+                {
+                    let change = WatchChange { version: kept.version, level, alone, what };
                     if watcher.changes.try_send(change).is_err() {
                         return false;
                     }
@@ -141,21 +151,31 @@ impl Changes {
     }
 }
 
-fn concerns(what: &WatchWhat, path: &DsPath) -> bool {
-    match what {
-        WatchWhat::Object(object) => object.path.starts_with(path),
-        // A removal above the watched path takes it along.
-        WatchWhat::Removed(removed) => removed.starts_with(path) || path.starts_with(removed),
+impl Compact {
+    fn concerns(&self, path: &DsPath) -> bool {
+        match self {
+            Self::Object(changed, _) => changed.starts_with(path),
+            // A removal above the watched path takes it along.
+            Self::Removed(removed) => removed.starts_with(path) || path.starts_with(removed),
+        }
+    }
+
+    fn expand(&self) -> Option<WatchWhat> {
+        match self {
+            // Its own bytes always come back.
+            Self::Object(_, bytes) => {
+                Object::from_bytes(bytes).ok().map(|object| WatchWhat::Object(Arc::new(Entry::new(object))))
+            }
+            Self::Removed(path) => Some(WatchWhat::Removed(path.clone())),
+        }
     }
 }
 
 #[cfg(test)]
 mod tests {
-    use ringpair_wire::ds::Object;
     use tokio::sync::oneshot;
 
     use super::*;
-    use crate::ds::Entry;
 
     const fn version(seq: u64) -> Version {
         Version { epoch: Epoch(5), seq: Seq(seq) }

@@ -10,6 +10,7 @@ use super::{BulkTold, Stream, requests::parameters_path};
 use crate::{
     api::events::Event,
     bulk::link::{BulkCommand, BulkEvent},
+    ds::TreeSnapshot,
     mirror::{MAX_PROBLEMS, MirrorMessage, SinkReport},
 };
 
@@ -127,10 +128,10 @@ impl Stream {
 
     /// Gives the bulk thread the snapshot that it wants, once its position is synced here.
     pub(super) fn serve_snapshot(&mut self, synced: Position) {
+        // The wish may come before the core has decided to serve: it waits for that.
         let serves = self.serve_resync || self.bulk_told.role == Role::Backup;
-        if let Some(snapshot) = self.snapshot_wanted.take_if(|wanted| wanted.position().seq <= synced.seq)
-            && serves
-        {
+        let ready = |wanted: &mut TreeSnapshot| serves && wanted.position().seq <= synced.seq;
+        if let Some(snapshot) = self.snapshot_wanted.take_if(ready) {
             self.bulk.send(BulkCommand::Serve(snapshot));
         }
     }

@@ -75,7 +75,10 @@ impl Stream {
             Effect::ServeTail { work, to, after } => self.feed.serve_tail(work, to, after, self.journal.end()),
             Effect::Archive { work, after, epoch, files } => self.archive(work, after, epoch, files),
             Effect::Resync { work, history, epoch: _ } => self.begin_resync(work, history),
-            Effect::ServeResync(serve) => self.serve_resync = serve,
+            Effect::ServeResync(serve) => {
+                self.serve_resync = serve;
+                self.serve_snapshot(self.journal.synced());
+            }
             Effect::DrainSockets => self.drain = Some(super::DRAIN_TURNS),
             Effect::DrainFiles { work } => self.drain_files(work),
             Effect::Report(event) => self.report(&event),
