@@ -20,7 +20,7 @@ use crate::{
 };
 
 /// How many changes are kept at most.
-const KEPT_CHANGES: usize = 20_000;
+const KEPT_CHANGES: usize = 10_000;
 
 #[derive(Debug)]
 struct Kept {

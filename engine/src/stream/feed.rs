@@ -14,7 +14,7 @@ use crate::{
 };
 
 /// How many bytes of frames are kept in memory for the stream.
-const KEPT_BYTES: usize = 4 << 20;
+const KEPT_BYTES: usize = 2 << 20;
 
 #[derive(Debug)]
 struct Recent {
