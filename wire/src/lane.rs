@@ -74,6 +74,15 @@ impl PathKind {
     /// Both paths.
     pub const ALL: [Self; 2] = [Self::Main, Self::Aux];
 
+    /// The other one.
+    #[must_use]
+    pub const fn other(self) -> Self {
+        match self {
+            Self::Main => Self::Aux,
+            Self::Aux => Self::Main,
+        }
+    }
+
     /// The name used in configuration and status.
     #[must_use]
     pub const fn name(self) -> &'static str {

@@ -178,7 +178,7 @@ pub enum Effect {
         /// The active's epoch.
         epoch: Epoch,
     },
-    /// Serve digests and snapshots to the peer (active), or stop to.
+    /// Serve digests and snapshots to the peer (active), or stop to: until the office ends, whatever lanes do.
     ServeResync(bool),
     /// Read every socket until it would block and feed in what comes, then `SocketsDrained`: this process did not run
     /// for more than H.

@@ -264,14 +264,14 @@ impl Node {
         self.office.as_ref().map_or(Seq(0), |office| office.progress.peer_received)
     }
 
-    /// The ds lane went down: nothing streams until the backup asks again.
+    /// The ds lane went down: nothing streams until the backup asks again. A comparison goes on: it runs over the bulk
+    /// lane, and its end is what the backup waits for before it asks.
     pub(crate) fn lose_follower(&mut self) {
         let Some(office) = &mut self.office else { return };
         let behind = office.follower.behind;
         if office.follower.stage != Stage::Absent {
             office.follower = Follower { behind, ..Follower::default() };
             self.push(Effect::StopStream);
-            self.push(Effect::ServeResync(false));
         }
     }
 }

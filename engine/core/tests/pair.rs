@@ -379,6 +379,23 @@ fn an_emptied_storage_is_never_elected() {
 }
 
 #[test]
+fn a_comparison_outlives_the_ds_lane() {
+    let mut pair = in_sync();
+    pair.write(A, AckLevel::Durable);
+    pair.power_off(B);
+    pair.empty_storage(B);
+    pair.compare_ms = 100;
+    let before = pair.resyncs(B);
+    pair.start(B);
+    pair.run_ms(50);
+    assert!(pair.log.iter().any(|line| line.contains("compares with the active")), "{:#?}", pair.log);
+    pair.replace_ds_lane();
+    pair.run_ms(1_000);
+    assert_eq!(pair.resyncs(B), before + 1, "{:#?}", pair.log);
+    assert!(matches!(pair.persisted(B).right, Right::Held(_)), "{:#?}", pair.log);
+}
+
+#[test]
 fn a_rolled_back_storage_gives_way() {
     // REQ: protocol §2
     let mut pair = in_sync();

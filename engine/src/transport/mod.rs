@@ -5,7 +5,7 @@
 //!
 //! Always: one send in flight a socket; every queue bounded, and a full one refuses ([`SendError::Full`]); ping before
 //! ds before bulk before strangers in every turn (REP-307); strangers bounded in number, bytes, time and work, and
-//! never in the way of the peer. Of two connections of one lane and path the one dialed by A stays.
+//! never in the way of the peer. Of two connections for one place both members keep the same (see `table`).
 //! Never: a blocking call, a decision about roles, a message to or from anybody but the authenticated peer (OPS-095).
 #![forbid(unsafe_code)]
 

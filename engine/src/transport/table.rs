@@ -1,7 +1,8 @@
 //! Which connection stands for which lane: opening, replacing, giving away, taking over, failing.
 //!
-//! Always: at most one connection is up for a lane and path; `Up` of a new one comes before `Down` of the one it
-//! replaces. Two members that dialed each other keep the connection that A dialed.
+//! Always: one connection is up at most for each path's ping lane, for ds and for bulk, and both members keep the same
+//! one: of two that cross, the one on main before aux, then the one that A dialed. `Up` of a new one comes before `Down`
+//! of the one it replaces.
 #![forbid(unsafe_code)]
 
 use std::{
@@ -26,7 +27,7 @@ use super::{
 };
 use crate::ring::{Fd, Shared};
 
-/// Connections dialed by both members at once meet within this time; a later one means that the older is dead.
+/// Connections that were dialed at once meet within this time; a later one means that the older is dead.
 const CROSSING: Duration = Duration::from_millis(500);
 /// What a failed session may still say (an alert).
 const LAST_WORDS_BYTES: usize = 16 << 10;
@@ -169,7 +170,7 @@ impl Transport {
         if self.dialing.get(lane, path) == Some(id) {
             self.dialing.set(lane, path, None);
         }
-        let old = self.up.get(lane, path);
+        let old = self.standing(lane, path);
         if old.and_then(|old| self.table.get(old)).is_some_and(|old| self.stays(old, dialed, &hello, now)) {
             self.fail(id, DownReason::Replaced, now);
             return;
@@ -198,6 +199,12 @@ impl Transport {
         }
     }
 
+    /// The connection that is up where one on `path` would take its place: ds and bulk run over one path at a time.
+    fn standing(&self, lane: LaneKind, path: PathKind) -> Option<ConnId> {
+        let elsewhere = || self.up.get(lane, path.other()).filter(|_| lane != LaneKind::Ping);
+        self.up.get(lane, path).or_else(elsewhere)
+    }
+
     /// Whether `old` stays when a connection opens that was dialed by us or not.
     fn stays(&self, old: &Conn, new_dialed: bool, new_hello: &Hello, now: Instant) -> bool {
         let same_peer = old
@@ -207,7 +214,12 @@ impl Transport {
         let crossing = CROSSING.max(2 * self.config.connect_timeout);
         let fresh = old.up_since.is_some_and(|since| now.saturating_duration_since(since) < crossing);
         let dialed_by_a = |dialed: bool| dialed == (self.config.member() == MemberId::A);
-        same_peer && fresh && old.dialed != new_dialed && dialed_by_a(old.dialed)
+        let preferred = if old.path == Some(new_hello.path) {
+            old.dialed != new_dialed && dialed_by_a(old.dialed)
+        } else {
+            old.path == Some(PathKind::Main)
+        };
+        same_peer && fresh && preferred
     }
 
     /// Passes a message on.

@@ -285,7 +285,9 @@ impl World {
         let open = lane.is_some() && self.net.any_whole();
         self.checks.complete.begins_resync(m);
         match &peer.worker {
-            Some(worker) if open && worker.serves && !worker.frozen && peer.disk.history == Some(history) => {
+            // As on the bulk lane, which outlives the ds lane: the wish waits until the peer serves.
+            Some(worker) if open && !worker.serves && !worker.frozen => {}
+            Some(worker) if open && !worker.frozen && peer.disk.history == Some(history) => {
                 let journal = &peer.disk.journal;
                 let snapshot = Snapshot { at: journal.end(), log: journal.log(), of: worker.inc, lane };
                 self.local_in(m, span, Local::Resync(work, history, Box::new(snapshot)));

@@ -133,10 +133,15 @@ impl World {
             return;
         }
         let peer = &self.members[1 - m];
-        let serves = peer.worker.as_ref().is_some_and(|worker| worker.inc == snapshot.of && worker.serves);
-        let same_lane = snapshot.lane.is_some() && self.net.up[m][Slot::Ds as usize] == snapshot.lane;
-        if !serves || !same_lane || self.members[m].disk.full {
+        let same_process = peer.worker.as_ref().is_some_and(|worker| worker.inc == snapshot.of);
+        let serves = peer.worker.as_ref().is_some_and(|worker| worker.serves);
+        // The bulk lane shares the fate of the ds lane, or stands for itself.
+        let same_lane = work.0 % 2 == 0 || self.net.up[m][Slot::Ds as usize] == snapshot.lane;
+        if !same_process || !same_lane || self.members[m].disk.full {
             return self.completed(m, Completion::ResyncFailed(work, "the connection was lost".into()));
+        }
+        if !serves {
+            return; // the peer waits until it serves again
         }
         let verdict = self.checks.archive.overwrites(m, &self.members[m].disk, &snapshot.log);
         self.judge(verdict);

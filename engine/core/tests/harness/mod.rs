@@ -5,7 +5,7 @@ use std::collections::{BTreeMap, VecDeque};
 use ringpair_core::{
     Completion, Config, Effect, Evidence, FrameMeta, Instant, Node, Persisted, Start,
     effect::{Hook, WriteOutcome},
-    input::{Channel, Command, CommandToken, FrameVerdict, JournalView, Location, Refusal, WriteToken},
+    input::{Channel, Command, CommandToken, FrameVerdict, JournalView, Location, Refusal, WorkToken, WriteToken},
     status::Status,
 };
 use ringpair_wire::{
@@ -27,6 +27,8 @@ enum Item {
     Beat(PathKind, Heartbeat),
     Lane(PathKind, LaneKind, bool),
     Complete(Completion),
+    /// A comparison by digests has come to its end, if the peer served it.
+    Compared(WorkToken),
 }
 
 #[derive(Default)]
@@ -43,6 +45,7 @@ struct Member {
     /// Every record that the member's state stands on, also before `base`.
     history: BTreeMap<u64, u128>,
     streaming: bool,
+    serves: bool,
     archived: Vec<u64>,
     resyncs: usize,
     exited: bool,
@@ -71,6 +74,8 @@ pub struct Pair {
     pub written: BTreeMap<u64, (u64, u128)>,
     /// How long messages, and the disk, take.
     pub delay: (u64, u64),
+    /// How long a comparison by digests takes.
+    pub compare_ms: u64,
     done: BTreeMap<u64, Result<(), Refusal>>,
     pub log: Vec<String>,
     steps: u32,
@@ -96,6 +101,7 @@ impl Pair {
             outcomes: BTreeMap::new(),
             written: BTreeMap::new(),
             delay: (0, 0),
+            compare_ms: 0,
             done: BTreeMap::new(),
             log: Vec::new(),
             steps: 0,
@@ -281,6 +287,9 @@ impl Pair {
         if self.members[member].frozen {
             return self.members[member].backlog.push_back(item);
         }
+        if let Item::Compared(work) = item {
+            return self.compared(member, work);
+        }
         let now = Instant(self.now);
         let Some(node) = self.members[member].node.as_mut() else { return };
         match item {
@@ -288,6 +297,7 @@ impl Pair {
             Item::Beat(path, beat) => node.handle_heartbeat(now, path, &beat),
             Item::Lane(path, lane, up) => node.handle_connection(now, path, lane, up),
             Item::Complete(completion) => node.handle_completion(now, completion),
+            Item::Compared(_) => {}
             Item::Frame(frame) => {
                 if node.handle_frame(now, Channel::Ds, &frame) == FrameVerdict::Accept {
                     self.members[member].journal.push(frame);
@@ -296,6 +306,25 @@ impl Pair {
             }
         }
         self.effects(member);
+    }
+
+    /// The peer's state is taken over; a peer that does not serve leaves one waiting.
+    fn compared(&mut self, member: usize, work: WorkToken) {
+        if self.members[1 - member].serves {
+            let position = self.end(1 - member);
+            let history = self.members[1 - member].history.clone();
+            let m = &mut self.members[member];
+            (m.base, m.resyncs) = (position, m.resyncs + 1);
+            m.journal.clear();
+            m.history = history;
+            self.complete(member, Completion::Resynced(work, position));
+        }
+    }
+
+    /// Both members take a newer connection for their ds lane.
+    pub fn replace_ds_lane(&mut self) {
+        let (path, lane) = (PathKind::Main, LaneKind::Ds);
+        [A, B].into_iter().for_each(|member| self.at(self.now, member, Item::Lane(path, lane, true)));
     }
 
     fn journalled(&mut self, member: usize, end: Position) {
@@ -416,15 +445,7 @@ impl Pair {
                 self.members[member].archived.extend(records);
                 self.complete(member, Completion::Archived { work, records: count, files: 0 });
             }
-            Effect::Resync { work, .. } => {
-                let position = self.end(1 - member);
-                let history = self.members[1 - member].history.clone();
-                let m = &mut self.members[member];
-                (m.base, m.resyncs) = (position, m.resyncs + 1);
-                m.journal.clear();
-                m.history = history;
-                self.complete(member, Completion::Resynced(work, position));
-            }
+            Effect::Resync { work, .. } => self.at(self.now + self.compare_ms * MS, member, Item::Compared(work)),
             Effect::DrainSockets => self.at(self.now, member, Item::Complete(Completion::SocketsDrained)),
             Effect::DrainFiles { work } => self.complete(member, Completion::FilesDrained { work, left: 0 }),
             Effect::Report(event) => {
@@ -434,11 +455,8 @@ impl Pair {
                 self.members[member].exited = true;
                 self.kill(member);
             }
-            Effect::DialNow
-            | Effect::CreateHistory { .. }
-            | Effect::DropUnframed
-            | Effect::StartAppliers
-            | Effect::ServeResync(_) => {}
+            Effect::DialNow | Effect::CreateHistory { .. } | Effect::DropUnframed | Effect::StartAppliers => {}
+            Effect::ServeResync(serves) => self.members[member].serves = serves,
         }
     }
 

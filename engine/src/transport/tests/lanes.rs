@@ -181,6 +181,35 @@ fn of_two_crossing_connections_the_one_dialed_by_a_stays() {
 }
 
 #[test]
+fn of_two_crossing_connections_on_two_paths_the_one_on_main_stays() {
+    for choice in choices() {
+        for round in 0..12 {
+            let (mut a, mut b) = members(choice, "127.0.0.1", tls);
+            // Each knows another path first, and dials the lane there: whichever opens first, and at whichever end.
+            let (first, second) = if round % 2 == 0 { (&mut a, &mut b) } else { (&mut b, &mut a) };
+            first.dial(LaneKind::Ds, PathKind::Aux);
+            for _ in 0..round / 2 {
+                first.turn(Duration::ZERO);
+                second.turn(Duration::ZERO);
+            }
+            second.dial(LaneKind::Ds, PathKind::Main);
+            until([&mut a, &mut b], "main alone", |nodes| {
+                nodes.iter().all(|node| {
+                    node.transport.conn(LaneKind::Ds, PathKind::Main).is_some()
+                        && node.transport.table.iter().count() == 1
+                })
+            });
+            let [of_a, of_b] = [&a, &b].map(|node| node.conn(LaneKind::Ds));
+            a.transport.send(of_a, MessageKind::Control, &[b"to B"]).unwrap();
+            b.transport.send(of_b, MessageKind::Control, &[b"to A"]).unwrap();
+            until([&mut a, &mut b], "messages both ways", |nodes| {
+                nodes.iter_mut().all(|node| !node.take_messages().is_empty())
+            });
+        }
+    }
+}
+
+#[test]
 fn a_restarted_peer_takes_the_place_of_its_dead_connection() {
     let (mut a, mut b) = connected(DriverChoice::Auto, LaneKind::Ds, |_| {});
     // B's process is replaced without a word: its sockets are kept open, silent.
