@@ -136,7 +136,7 @@ impl World {
         let same_process = peer.worker.as_ref().is_some_and(|worker| worker.inc == snapshot.of);
         let serves = peer.worker.as_ref().is_some_and(|worker| worker.serves);
         // The bulk lane shares the fate of the ds lane, or stands for itself.
-        let same_lane = work.0 % 2 == 0 || self.net.up[m][Slot::Ds as usize] == snapshot.lane;
+        let same_lane = work.0.is_multiple_of(2) || self.net.up[m][Slot::Ds as usize] == snapshot.lane;
         if !same_process || !same_lane || self.members[m].disk.full {
             return self.completed(m, Completion::ResyncFailed(work, "the connection was lost".into()));
         }
