@@ -289,12 +289,19 @@ impl Node {
         self.persist(After::Nothing);
     }
 
-    /// An active whose peer has more of the same term than itself started from an older copy (protocol §2).
-    pub(crate) fn check_outreached(&mut self) {
+    fn check_outreached(&mut self) {
         let Some(report) = &self.peer.report else { return };
-        let same = report.history.is_some() && report.history == self.p.history && report.complete;
-        if self.office.is_some() && same && self.journal.epochs.outreached_by(report.position, self.journal.end) {
-            let theirs = report.position.seq;
+        if report.history.is_some() && report.history == self.p.history && report.complete {
+            self.give_way_to(report.position);
+        }
+    }
+
+    /// An active whose peer's whole copy has more of the same term than its own started from an older copy (protocol
+    /// §2): it steps down. Whether it did.
+    pub(crate) fn give_way_to(&mut self, position: Position) -> bool {
+        let outreached = self.office.is_some() && self.journal.epochs.outreached_by(position, self.journal.end, true);
+        if outreached {
+            let theirs = position.seq;
             self.report(
                 EventCode::Epoch,
                 format!("the peer has records of this term through {theirs} that this copy never had: steps down"),
@@ -303,6 +310,7 @@ impl Node {
             self.step_down("its peer's journal outreaches its own within the term");
             self.persist(After::Nothing);
         }
+        outreached
     }
 
     /// Whether the peer may be active in this epoch: a lower one than the highest seen is refused (protocol §2).
@@ -382,7 +390,7 @@ impl Node {
         }
         let own = self.make_report(false);
         let same = own.history.is_some() && own.history == peer.history && peer.complete;
-        let outreached = same && self.journal.epochs.outreached_by(peer.position, self.journal.end);
+        let outreached = same && self.journal.epochs.outreached_by(peer.position, self.journal.end, false);
         if outreached && self.p.complete {
             // The peer has to know it too, or both would name each other.
             self.p.complete = false;

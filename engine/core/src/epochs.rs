@@ -78,12 +78,26 @@ impl Epochs {
         own.min(other)
     }
 
+    /// As [`Self::common`], when this journal was searched for the follower's end and does not hold it: then an epoch
+    /// whose number says that all of it is shared was begun by two copies of one storage, and only what lies before it
+    /// is.
+    #[must_use]
+    pub fn common_without_end(&self, end: Position, follower: &[EpochStart], follower_end: Position) -> Seq {
+        let common = self.common(end, follower, follower_end);
+        let theirs = Self::new(follower.to_vec());
+        match theirs.list.split_last() {
+            Some((newest, older)) if common == follower_end.seq => self.common(end, older, newest.after),
+            _ => common,
+        }
+    }
+
     /// Whether a peer whose journal ends at `theirs` has records of this journal's newest term of office (the same
     /// base epoch) that this journal, having gone on in a later epoch, does not have: the sign of an older copy
-    /// (protocol §2).
+    /// (protocol §2). In the newest epoch itself a longer journal is no such sign, but of an active's (`in_office`):
+    /// nobody is ahead of who gives out the numbers.
     #[must_use]
-    pub fn outreached_by(&self, theirs: Position, end: Position) -> bool {
-        let gone_on = theirs.epoch < end.epoch;
+    pub fn outreached_by(&self, theirs: Position, end: Position, in_office: bool) -> bool {
+        let gone_on = theirs.epoch < end.epoch || (in_office && theirs.epoch == end.epoch);
         same_term(theirs.epoch, end.epoch)
             && gone_on
             && self.end_of(theirs.epoch, end).is_none_or(|own| theirs.seq > own)
@@ -124,14 +138,31 @@ mod tests {
     fn an_older_copy_that_went_on_is_outreached() {
         // REQ: protocol §2, a rolled-back storage that started alone
         let older = table(&[(65_537, at(0, 0)), (65_539, at(65_537, 500))]);
-        assert!(older.outreached_by(at(65_537, 1000), at(65_539, 510)));
-        assert!(!older.outreached_by(at(65_537, 500), at(65_539, 510)));
+        assert!(older.outreached_by(at(65_537, 1000), at(65_539, 510), false));
+        assert!(!older.outreached_by(at(65_537, 500), at(65_539, 510), false));
         assert!(
-            !older.outreached_by(at(131_072, 1000), at(65_539, 510)),
+            !older.outreached_by(at(131_072, 1000), at(65_539, 510), true),
             "another term is a divergence, not a rollback"
         );
         let same = table(&[(65_537, at(0, 0))]);
-        assert!(!same.outreached_by(at(65_537, 1000), at(65_537, 500)), "a longer suffix is pulled, not feared");
+        assert!(!same.outreached_by(at(65_537, 1000), at(65_537, 500), false), "a longer suffix is pulled, not feared");
+        assert!(same.outreached_by(at(65_537, 1000), at(65_537, 500), true), "but nobody is ahead of an active");
+        assert!(!same.outreached_by(at(65_537, 500), at(65_537, 500), true));
+    }
+
+    #[test]
+    fn an_epoch_that_two_copies_began_is_not_shared() {
+        let cut = |epoch, seq| (epoch, at(epoch, seq));
+        let leader = table(&[cut(65_539, 192)]);
+        let follower = [EpochStart { epoch: Epoch(65_539), after: at(65_539, 150) }];
+        let end = at(65_539, 700);
+        assert_eq!(leader.common(end, &follower, at(65_539, 590)), Seq(590), "by its number");
+        assert_eq!(leader.common_without_end(end, &follower, at(65_539, 590)), Seq(0), "by its chain");
+        let leader = table(&[cut(65_537, 150), (65_539, at(65_537, 298))]);
+        let follower = table(&[cut(65_537, 200), (65_539, at(65_537, 298))]);
+        assert_eq!(leader.common_without_end(end, follower.list(), at(65_539, 590)), Seq(298));
+        let shorter = leader.common_without_end(at(65_539, 580), follower.list(), at(65_539, 590));
+        assert_eq!(shorter, Seq(580), "the follower has more of it: nothing speaks against the number");
     }
 
     #[test]

@@ -155,7 +155,7 @@ impl Node {
     }
 
     pub(crate) fn on_follow(&mut self, position: Position, complete: bool, epochs: Vec<EpochStart>) {
-        if self.office.is_none() {
+        if self.office.is_none() || (complete && self.give_way_to(position)) {
             return;
         }
         let work = self.work();
@@ -167,10 +167,8 @@ impl Node {
         office.follower.through = None;
         self.push(Effect::StopStream);
         if !servable {
-            // Neither a position before the journal's base nor one of a copy that is not whole is looked up; the epochs
-            // still say where the histories part.
-            let common = self.journal.epochs.common(self.journal.end, &epochs, position);
-            return self.must_resync(position, &epochs, common < position.seq);
+            // Neither a position before the journal's base nor one of a copy that is not whole is looked up.
+            return self.must_resync_by_epochs(position, &epochs);
         }
         let Some(office) = &mut self.office else { return };
         office.follower.stage = Stage::Locating { work, position, epochs };
@@ -189,8 +187,11 @@ impl Node {
         let (position, epochs) = (*position, epochs.clone());
         match location {
             Location::Match => self.stream_from(position),
-            Location::Mismatch => self.must_resync(position, &epochs, true),
-            Location::Gone => self.must_resync(position, &epochs, false),
+            Location::Mismatch => {
+                let common = self.journal.epochs.common_without_end(self.journal.end, &epochs, position);
+                self.must_resync(position, common, true);
+            }
+            Location::Gone => self.must_resync_by_epochs(position, &epochs),
         }
     }
 
@@ -209,12 +210,13 @@ impl Node {
         self.push(Effect::StreamFrom { after: position }); // the frame that follows exactly this end is the first sent
     }
 
-    fn must_resync(&mut self, position: Position, epochs: &[EpochStart], diverged: bool) {
-        let common = if diverged {
-            self.journal.epochs.common(self.journal.end, epochs, position)
-        } else {
-            position.seq.min(self.journal.end.seq)
-        };
+    /// Where the histories part, the epochs alone say.
+    fn must_resync_by_epochs(&mut self, position: Position, epochs: &[EpochStart]) {
+        let common = self.journal.epochs.common(self.journal.end, epochs, position);
+        self.must_resync(position, common, common < position.seq);
+    }
+
+    fn must_resync(&mut self, position: Position, common: Seq, diverged: bool) {
         let Some(history) = self.p.history else { return };
         let Some(office) = &mut self.office else { return };
         let epoch = office.epoch;
@@ -255,13 +257,10 @@ impl Node {
         );
         if streams {
             self.push(Effect::StopStream);
-            let position = Position { seq: self.send_through_received(), ..Position::default() };
-            self.must_resync(position, &[], false);
+            let received = self.office.as_ref().map_or(Seq(0), |office| office.progress.peer_received);
+            let position = Position { seq: received, ..Position::default() };
+            self.must_resync(position, received.min(self.journal.end.seq), false);
         }
-    }
-
-    fn send_through_received(&self) -> Seq {
-        self.office.as_ref().map_or(Seq(0), |office| office.progress.peer_received)
     }
 
     /// The ds lane went down: nothing streams until the backup asks again. A comparison goes on: it runs over the bulk

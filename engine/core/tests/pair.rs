@@ -415,6 +415,57 @@ fn a_rolled_back_storage_gives_way() {
     assert!(a.position.seq >= Seq(6), "the newest data is in service");
 }
 
+/// A and B in epoch 65,539, B's journal beginning within it; A's storage is an older copy, which has started alone, taken
+/// the number 65,539 again, and written `alone` records. Then B starts. With the number of B's last record.
+fn an_epoch_used_again(alone: usize) -> (Pair, Seq) {
+    let mut pair = in_sync();
+    let old = pair.snapshot(A);
+    pair.power_off(A);
+    pair.power_off(B);
+    pair.empty_storage(B);
+    [A, B].into_iter().for_each(|member| pair.start(member));
+    pair.run_ms(15_000);
+    for _ in 0..5 {
+        pair.write(A, AckLevel::Durable);
+    }
+    pair.run_ms(1);
+    let first = pair.status(B).position;
+    assert_eq!(first.epoch, Epoch(65_539), "{:#?}", pair.log);
+    pair.power_off(A);
+    pair.power_off(B);
+    pair.restore(A, old);
+    pair.start(A);
+    pair.run_ms(10_100);
+    assert_eq!((pair.role(A), pair.status(A).epoch), (Role::Active, Epoch(65_539)), "{:#?}", pair.log);
+    for _ in 0..alone {
+        pair.write(A, AckLevel::Local);
+    }
+    pair.run_ms(1);
+    pair.start(B);
+    pair.run_ms(10_000);
+    let (a, b) = (pair.status(A), pair.status(B));
+    assert_eq!(a.position, b.position, "{:#?}", pair.log);
+    (pair, first.seq)
+}
+
+#[test]
+fn an_active_whose_backup_is_ahead_of_it_gives_way() {
+    // REQ: protocol §2, §11
+    let (pair, newest) = an_epoch_used_again(1);
+    assert_eq!((pair.role(A), pair.role(B)), (Role::Backup, Role::Active), "{:#?}", pair.log);
+    assert!(pair.status(B).position.seq > newest, "what both had is in service");
+    assert_eq!(pair.archived(A), vec![2, 3], "what the older copy wrote is in its archive");
+}
+
+#[test]
+fn records_of_an_epoch_used_again_are_archived() {
+    // REQ: protocol §11
+    let (pair, newest) = an_epoch_used_again(20);
+    assert_eq!((pair.role(A), pair.role(B)), (Role::Active, Role::Backup), "nobody can know: {:#?}", pair.log);
+    assert_eq!(pair.archived(B).last(), Some(&newest.0), "{:#?}", pair.log);
+    assert!(pair.archived(B).len() >= 5, "what was written before, too: {:?}", pair.archived(B));
+}
+
 #[test]
 fn manual_mode_never_promotes_by_itself() {
     // REQ: SM-129, SM-141
