@@ -12,6 +12,7 @@ mod kills;
 mod load;
 mod member;
 mod netns;
+mod power;
 
 use std::{
     net::SocketAddr,
@@ -24,10 +25,11 @@ pub use claims::{Claim, Witness, overlap};
 pub use disk::SmallDisk;
 pub use http::{Answer, HttpError, request};
 pub use intruder::{Attack, intrude};
-pub use kills::{Dice, Kill, check_served, storm};
-pub use load::{Acknowledged, Load, Writes};
+pub use kills::{Dice, Kill, check_served, is_running, storm};
+pub use load::{Acknowledged, Load, Writes, merge};
 pub use member::{Member, Victim};
 pub use netns::{Cut, Family, Network};
+pub use power::PowerDisk;
 use tempfile::TempDir;
 
 /// How long a test waits for something that should take milliseconds, before it gives up.
