@@ -2,13 +2,15 @@
 //! that the other does not have, one active soon after.
 
 use nix::sys::signal::Signal;
-use ringpair_tests::pair::{Load, Options, Pair, Victim, Witness, overlap, wait_until};
+use ringpair_tests::pair::{Load, Options, Pair, Victim, Witness, merge, overlap, wait_until};
 
 fn freeze(victim: Victim) {
     let pair = Pair::start(&Options::default());
     pair.wait_in_sync();
     let witnesses = pair.members().map(Witness::of);
     let load = Load::start([pair.a.socket(), pair.b.socket()], 2, 20);
+    // These never turn to B: what they sent before the pause and what they send after it, A answers.
+    let stubborn = Load::start_numbered([pair.a.socket(), pair.a.socket()], 2..4, 20);
     // A member that has just started may have given a promise, and is exclusive only when that has run out.
     wait_until("the load runs and A excludes any other", || load.progress() > 100 && witnesses[0].count() > 20);
     let worker = pair.a.worker_pid();
@@ -21,7 +23,8 @@ fn freeze(victim: Victim) {
         pair.a.signal(victim, Signal::SIGCONT);
     }
     pair.wait_in_sync();
-    let writes = load.stop();
+    let mut writes = load.stop();
+    merge(&mut writes, stubborn.stop());
     let [a, b] = witnesses.map(Witness::claims);
     assert!(!a.is_empty() && !b.is_empty(), "both were exclusive at some time");
     assert_eq!(overlap(&a, &b), None, "both were exclusive at one time\n{}", pair.logs());
