@@ -250,6 +250,7 @@ fn stream_thread(
         changes: opened.changes,
         store: opened.store,
         archive: opened.archive,
+        contents: opened.contents,
         bulk: to_bulk,
         requests,
         events: opened.events,

@@ -63,7 +63,8 @@ pub enum BulkCommand {
         /// Contents as well.
         deep: bool,
     },
-    /// Fetch these contents from the peer; each ends with [`BulkEvent::ContentStored`].
+    /// Fetch these contents from the peer; each ends with [`BulkEvent::ContentStored`] or
+    /// [`BulkEvent::ContentGone`], or is asked for again.
     Fetch(Vec<(ContentId, u64)>),
     /// Compare the tree with the peer's by digests. With `work`, to take it over: ends with [`BulkEvent::Staged`];
     /// without, only to know: ends with [`BulkEvent::DsVerified`].
@@ -111,8 +112,12 @@ pub enum BulkEvent {
     FilesVerified(u64, Box<MirrorDifferences>),
     /// A comparison of trees ended, or failed.
     DsVerified(u64, Result<DsVerdict, String>),
-    /// Contents were stored.
-    ContentStored,
+    /// A content that was fetched is stored.
+    ContentStored(ContentId),
+    /// The peer cannot serve this content.
+    ContentGone(ContentId),
+    /// Stored contents were found damaged and removed.
+    ContentsDamaged,
     /// The peer wants to compare: a snapshot whose position is synced is needed.
     SnapshotWanted,
     /// Everything that differs is staged and its contents are here.

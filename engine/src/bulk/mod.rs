@@ -22,7 +22,7 @@ use ringpair_wire::{
 
 use self::{
     compare::Comparisons,
-    contents::Contents,
+    contents::{Contents, Received},
     link::{BulkCommand, BulkEvent, BulkSide},
 };
 use crate::{
@@ -312,8 +312,10 @@ impl Bulk {
                 self.mirror_message(MirrorMessage::from_bytes(bytes).map_err(|error| error.to_string())?);
             }
             Message::Content { id, offset, total, bytes } => {
-                if self.contents.received(id, offset, total, bytes).map_err(|error| error.to_string())? {
-                    self.stream.send(BulkEvent::ContentStored);
+                match self.contents.received(id, offset, total, bytes).map_err(|error| error.to_string())? {
+                    Received::Part => {}
+                    Received::Stored => self.stream.send(BulkEvent::ContentStored(id)),
+                    Received::Gone => self.stream.send(BulkEvent::ContentGone(id)),
                 }
             }
             Message::ContentRequest { id, offset } => self.contents.asked(id, offset),
@@ -423,15 +425,16 @@ impl Bulk {
         if let Some(message) = self.comparisons.poll() {
             return Some((MessageKind::Resync, vec![Shared::from(message.to_bytes())]));
         }
+        // Records wait for their contents, and writers for those: files come after.
+        if let Some(message) = self.contents.poll() {
+            return Some(message);
+        }
         let mirror = match &mut self.role {
             Role::Active(source) => source.poll_message(),
             Role::Backup(sink) => sink.poll_message(),
             Role::Idle => None,
         };
-        if let Some(message) = mirror {
-            return Some((MessageKind::Mirror, vec![Shared::from(message.to_bytes())]));
-        }
-        self.contents.poll()
+        mirror.map(|message| (MessageKind::Mirror, vec![Shared::from(message.to_bytes())]))
     }
 
     fn connect(&mut self, now: Instant) {
@@ -468,6 +471,9 @@ impl Bulk {
     }
 
     fn tell(&mut self, now: Instant) {
+        if self.contents.found_damage() {
+            self.stream.send(BulkEvent::ContentsDamaged);
+        }
         if now.duration_since(self.told_at) < STATUS_EVERY && !matches!(self.role, Role::Idle) {
             return;
         }

@@ -1,8 +1,9 @@
 //! The content store: values of more than 64 KiB, each once, in a file named by its blake3 digest.
 //!
 //! Always: a file under its final name is whole, synced, and what its name says (written aside, synced, renamed, the
-//! directory synced); reading checks it again. Files that do not belong are left alone. Never: a value readable half,
-//! a receiver that allocates for more than one chunk, or more than [`MAX_PARTIAL`] unfinished contents.
+//! directory synced); reading checks it again, and what is found damaged goes and is named. Files that do not belong are
+//! left alone. Never: a value readable half, a receiver that allocates for more than one chunk, more than [`MAX_PARTIAL`]
+//! unfinished contents, or a removal of what was stored for a change that is still to be made.
 
 use std::{
     collections::{HashMap, HashSet},
@@ -11,16 +12,22 @@ use std::{
     os::unix::fs::FileExt,
     path::{Path, PathBuf},
     sync::{
-        Arc,
+        Arc, Mutex, MutexGuard, PoisonError,
         atomic::{AtomicU64, Ordering},
     },
-    time::{Duration, SystemTime},
+    time::{Duration, Instant},
 };
 
 use ringpair_wire::ds::{CONTENT_FROM_BYTES, ContentId, MAX_VALUE_BYTES, Value};
 
 /// The greatest number of contents being received at once.
 pub const MAX_PARTIAL: usize = 64;
+/// How long a value may lie stored before the change that refers to it is made (an upload, an import being parsed).
+const UNCLAIMED_FOR: Duration = Duration::from_secs(3600);
+/// How many contents one collection removes at most; the next goes on.
+const COLLECTED_AT_ONCE: u64 = 10_000;
+/// How much is read at once where a content is checked, in bytes.
+const BLOCK_BYTES: usize = 1 << 20;
 
 /// Why a content cannot be stored or read.
 #[derive(Debug, thiserror::Error)]
@@ -80,6 +87,34 @@ impl ContentError {
 pub struct ContentStore {
     dir: Arc<PathBuf>,
     next_temporary: Arc<AtomicU64>,
+    ledger: Arc<Mutex<Ledger>>,
+}
+
+/// What must not be collected though nothing recorded refers to it yet.
+#[derive(Debug, Default)]
+struct Ledger {
+    /// Stored for changes that are not made yet: how many, and since when.
+    unclaimed: HashMap<ContentId, (u32, Instant)>,
+    /// Referred to since the references of the last collection were gathered.
+    held: HashSet<ContentId>,
+    /// Found damaged, removed, and not told yet.
+    damaged: Vec<ContentId>,
+}
+
+impl Ledger {
+    fn spares(&self, id: &ContentId) -> bool {
+        self.held.contains(id) || self.unclaimed.get(id).is_some_and(|(_, since)| since.elapsed() < UNCLAIMED_FOR)
+    }
+
+    /// A change refers to it, or the value was not stored after all.
+    fn claim(&mut self, id: &ContentId) {
+        if let Some((count, _)) = self.unclaimed.get_mut(id) {
+            *count -= 1;
+            if *count == 0 {
+                self.unclaimed.remove(id);
+            }
+        }
+    }
 }
 
 impl ContentStore {
@@ -98,12 +133,17 @@ impl ContentStore {
         }
         let temporary = dir.join("temporary");
         for entry in fs::read_dir(&temporary).map_err(ContentError::io("listing", &temporary))?.flatten() {
-            if entry.file_name().to_string_lossy().starts_with("put-") {
+            let name = entry.file_name();
+            if ["put-", "gone-"].iter().any(|begin| name.to_string_lossy().starts_with(begin)) {
                 let path = entry.path();
                 fs::remove_file(&path).map_err(ContentError::io("removing", &path))?;
             }
         }
-        Ok(Self { dir: Arc::new(dir), next_temporary: Arc::default() })
+        Ok(Self { dir: Arc::new(dir), next_temporary: Arc::default(), ledger: Arc::default() })
+    }
+
+    fn ledger(&self) -> MutexGuard<'_, Ledger> {
+        self.ledger.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
     /// The value that `bytes` become: inline up to [`CONTENT_FROM_BYTES`], else stored here and referred to.
@@ -130,7 +170,8 @@ impl ContentStore {
         Ok(Value::Content { id, len: bytes.len() as u64, text: false })
     }
 
-    /// Stores bytes and returns their name once they are durable. What is there already is not written again.
+    /// Stores bytes and returns their name once they are durable. What is there already is not written again. It is
+    /// spared by [`collect`](Self::collect) until [`hold`](Self::hold) claims it, an hour at most.
     ///
     /// # Errors
     /// [`ContentError::TooLong`], [`ContentError::NoRoom`], [`ContentError::Io`].
@@ -139,15 +180,22 @@ impl ContentStore {
         if bytes.len() > MAX_VALUE_BYTES {
             return Err(ContentError::TooLong(id, bytes.len() as u64));
         }
-        if self.len(&id) == Some(bytes.len() as u64) {
-            // Touched, so that a collection of garbage that runs beside does not take it for old.
-            if let Ok(file) = File::open(self.path(&id)) {
-                file.set_modified(SystemTime::now()).map_err(ContentError::io("touching", &self.path(&id)))?;
-                return Ok(id);
-            }
+        {
+            let mut ledger = self.ledger();
+            let unclaimed = ledger.unclaimed.entry(id).or_insert((0, Instant::now()));
+            *unclaimed = (unclaimed.0.saturating_add(1), Instant::now());
         }
-        let number = self.next_temporary.fetch_add(1, Ordering::Relaxed);
-        let path = self.dir.join("temporary").join(format!("put-{}-{number}", std::process::id()));
+        // Before it is looked for: a collection that runs beside either sees the claim or has removed it by now.
+        let stored = if self.is_sound(&id, bytes.len() as u64) { Ok(()) } else { self.write(&id, bytes) };
+        if let Err(error) = stored {
+            self.ledger().claim(&id);
+            return Err(error);
+        }
+        Ok(id)
+    }
+
+    fn write(&self, id: &ContentId, bytes: &[u8]) -> Result<(), ContentError> {
+        let path = self.temporary_path("put");
         let written = File::create(&path).and_then(|mut file| {
             file.write_all(bytes)?;
             file.sync_all()
@@ -157,8 +205,70 @@ impl ContentStore {
             let _ = fs::remove_file(&path);
             return Err(ContentError::io("writing", &path)(error));
         }
-        self.install(&path, &id)?;
-        Ok(id)
+        self.install(&path, id)
+    }
+
+    fn temporary_path(&self, kind: &str) -> PathBuf {
+        let number = self.next_temporary.fetch_add(1, Ordering::Relaxed);
+        self.dir.join("temporary").join(format!("{kind}-{}-{number}", std::process::id()))
+    }
+
+    /// Says that changes refer to these from now on, so that no collection whose references were gathered before removes
+    /// them; those that are not here. A look at each file's length, no reading: for any thread.
+    pub fn hold(&self, contents: impl IntoIterator<Item = (ContentId, u64)>) -> Vec<(ContentId, u64)> {
+        let contents = contents.into_iter();
+        let mut ledger = self.ledger();
+        let held: Vec<_> = contents
+            .inspect(|(id, _)| {
+                ledger.claim(id);
+                ledger.held.insert(*id);
+            })
+            .collect();
+        drop(ledger);
+        self.missing(held)
+    }
+
+    /// Whether the content is here with this length and its bytes are what its name says. Reads it whole.
+    #[must_use]
+    pub fn is_sound(&self, id: &ContentId, len: u64) -> bool {
+        if self.len(id) != Some(len) {
+            return false;
+        }
+        let Ok(mut file) = self.open_content(id) else { return false };
+        let (mut hasher, mut block) = (blake3::Hasher::new(), vec![0; BLOCK_BYTES.min(len as usize)]);
+        loop {
+            match file.read(&mut block) {
+                Ok(0) => return hasher.finalize().as_bytes() == &id.0,
+                Ok(count) => hasher.update(&block[..count]),
+                Err(_) => return false,
+            };
+        }
+    }
+
+    /// Removes a content whose bytes were found to be others than its name says: it counts as missing from now on, and
+    /// is fetched again by whoever hears of it from [`take_damaged`](Self::take_damaged).
+    pub fn set_aside(&self, id: &ContentId) {
+        tracing::error!(%id, "a stored content is damaged: it is removed and fetched from the peer");
+        let gone = {
+            let mut ledger = self.ledger();
+            ledger.damaged.push(*id);
+            self.remove(id, &mut ledger)
+        };
+        // What stays there goes with the next start.
+        let _ = gone.map(fs::remove_file);
+    }
+
+    /// What was found damaged since the last call.
+    #[must_use]
+    pub fn take_damaged(&self) -> Vec<ContentId> {
+        std::mem::take(&mut self.ledger().damaged)
+    }
+
+    /// Takes the file's name away under the ledger's lock, which is quick; its blocks are freed by the caller's next
+    /// step, [`fs::remove_file`] of the path returned.
+    fn remove(&self, id: &ContentId, _: &mut MutexGuard<'_, Ledger>) -> Option<PathBuf> {
+        let gone = self.temporary_path("gone");
+        fs::rename(self.path(id), &gone).ok().map(|()| gone)
     }
 
     /// Whether the content is here.
@@ -201,23 +311,57 @@ impl ContentStore {
         let file = self.open_content(id)?;
         file.take(MAX_VALUE_BYTES as u64 + 1).read_to_end(&mut bytes).map_err(ContentError::io("reading", &path))?;
         if blake3::hash(&bytes).as_bytes() != &id.0 {
+            self.set_aside(id);
             return Err(ContentError::Damaged(*id));
         }
         Ok(bytes)
     }
 
-    /// Removes contents that nothing refers to and that have lain untouched for `older_than` (a value is stored before
-    /// the record that refers to it exists). Returns how many were removed and their bytes. Foreign files stay.
+    /// Begins a collection: what is held from now on is spared by it. Gather the references after this.
+    pub fn begin_collection(&self) {
+        self.ledger().held.clear();
+    }
+
+    /// Removes contents and parts of contents that nothing refers to: not among `referenced`, not held since
+    /// [`begin_collection`](Self::begin_collection), not stored for a change that is still to be made. At most
+    /// `COLLECTED_AT_ONCE`; how many were removed, and their bytes. Foreign files stay.
     ///
     /// # Errors
     /// [`ContentError::Io`]: what could not be listed or removed; the next run goes on.
     pub fn collect<S: std::hash::BuildHasher>(
         &self,
         referenced: &HashSet<ContentId, S>,
-        older_than: Duration,
     ) -> Result<(u64, u64), ContentError> {
         let (mut count, mut bytes) = (0, 0);
-        let now = SystemTime::now();
+        for (id, len) in self.listed()? {
+            if referenced.contains(&id) {
+                continue;
+            }
+            let gone = {
+                let mut ledger = self.ledger();
+                if ledger.spares(&id) { None } else { self.remove(&id, &mut ledger) }
+            };
+            let Some(gone) = gone else { continue };
+            fs::remove_file(&gone).map_err(ContentError::io("removing", &gone))?;
+            (count, bytes) = (count + 1, bytes + len);
+            if count >= COLLECTED_AT_ONCE {
+                break;
+            }
+        }
+        let partial = self.dir.join("partial");
+        for file in fs::read_dir(&partial).map_err(ContentError::io("listing", &partial))?.flatten() {
+            let Some(id) = file.file_name().to_str().and_then(parse_id) else { continue };
+            if !referenced.contains(&id) && !self.ledger().spares(&id) {
+                let path = file.path();
+                fs::remove_file(&path).map_err(ContentError::io("removing", &path))?;
+            }
+        }
+        Ok((count, bytes))
+    }
+
+    /// Every content stored, with the length of its file.
+    fn listed(&self) -> Result<Vec<(ContentId, u64)>, ContentError> {
+        let mut listed = Vec::new();
         for dir in fs::read_dir(&*self.dir).map_err(ContentError::io("listing", &self.dir))?.flatten() {
             let prefix = dir.file_name();
             let Some(prefix) = prefix.to_str().filter(|name| name.len() == 2) else { continue };
@@ -225,17 +369,11 @@ impl ContentStore {
             for file in files.flatten() {
                 let name = file.file_name();
                 let Some(id) = name.to_str().and_then(|name| parse_id(&format!("{prefix}{name}"))) else { continue };
-                let Ok(metadata) = file.metadata() else { continue };
-                let age = metadata.modified().ok().and_then(|at| now.duration_since(at).ok()).unwrap_or_default();
-                if metadata.is_file() && age >= older_than && !referenced.contains(&id) {
-                    let path = file.path();
-                    fs::remove_file(&path).map_err(ContentError::io("removing", &path))?;
-                    count += 1;
-                    bytes += metadata.len();
-                }
+                let Some(metadata) = file.metadata().ok().filter(fs::Metadata::is_file) else { continue };
+                listed.push((id, metadata.len()));
             }
         }
-        Ok((count, bytes))
+        Ok(listed)
     }
 
     /// `<dir>/ab/cdef…`.
@@ -367,6 +505,14 @@ impl ContentReceiver {
         self.partial.remove(id);
     }
 
+    /// Gives an unfinished content up: nothing of it is kept.
+    pub fn abandon(&mut self, id: &ContentId) {
+        if self.partial.remove(id).is_some() {
+            // What stays there is collected.
+            let _ = fs::remove_file(self.store.partial_path(id));
+        }
+    }
+
     fn finish(&mut self, id: ContentId) -> Result<bool, ContentError> {
         let Some(partial) = self.partial.remove(&id) else { return Ok(false) };
         let path = self.store.partial_path(&id);
@@ -424,7 +570,13 @@ mod tests {
         assert_eq!(store.read(&id).unwrap(), long.as_bytes());
         assert_eq!(fs::read_dir(dir.path().join("content/temporary")).unwrap().count(), 0);
         fs::write(&file, bytes(long.len(), 9)).unwrap();
+        assert!(!store.is_sound(&id, long.len() as u64));
+        assert_eq!(store.put(long.as_bytes()).unwrap(), id, "written anew where what lies there is damaged");
+        assert!(store.is_sound(&id, long.len() as u64));
+        fs::write(&file, bytes(long.len(), 9)).unwrap();
         assert!(matches!(store.read(&id), Err(ContentError::Damaged(_))));
+        assert!(matches!(store.read(&id), Err(ContentError::Missing(_))), "what is damaged does not stay");
+        assert_eq!((store.take_damaged(), store.take_damaged()), (vec![id], vec![]));
         assert!(matches!(store.read(&ContentId([1; 32])), Err(ContentError::Missing(_))));
         assert!(matches!(store.put(&vec![0; MAX_VALUE_BYTES + 1]), Err(ContentError::TooLong(..))));
     }
@@ -482,10 +634,31 @@ mod tests {
         fs::create_dir_all(&foreign).unwrap();
         fs::write(foreign.join("README"), "mine").unwrap();
         fs::write(dir.path().join("content/notes"), "mine").unwrap();
+        let partial = |id: &ContentId| dir.path().join("content/partial").join(id.to_string());
+        fs::write(partial(&kept), "part").unwrap();
+        fs::write(partial(&gone), "part").unwrap();
         let referenced = HashSet::from([kept]);
-        assert_eq!(store.collect(&referenced, Duration::from_secs(3600)).unwrap(), (0, 0), "too young");
-        assert_eq!(store.collect(&referenced, Duration::ZERO).unwrap(), (1, 70_000));
+        assert_eq!(store.collect(&referenced).unwrap(), (0, 0), "stored for a change that is still to be made");
+        assert_eq!(store.hold([(gone, 70_000), (ContentId([1; 32]), 9)]), [(ContentId([1; 32]), 9)]);
+        assert_eq!(store.collect(&referenced).unwrap(), (0, 0), "referred to since the references were gathered");
+        assert!(partial(&gone).exists());
+        store.begin_collection();
+        assert_eq!(store.collect(&referenced).unwrap(), (1, 70_000));
         assert!(store.contains(&kept) && !store.contains(&gone));
+        assert!(partial(&kept).exists() && !partial(&gone).exists());
         assert!(foreign.join("README").exists() && dir.path().join("content/notes").exists());
+        assert_eq!(fs::read_dir(dir.path().join("content/temporary")).unwrap().count(), 0);
+    }
+
+    #[test]
+    fn two_changes_that_store_the_same_value_spare_it_until_both_are_made() {
+        let (_dir, store) = store();
+        let id = store.put(&bytes(70_000, 1)).unwrap();
+        store.put(&bytes(70_000, 1)).unwrap();
+        for (made, collected) in [(1, 0), (2, 1)] {
+            assert_eq!(store.hold([(id, 70_000)]), []);
+            store.begin_collection();
+            assert_eq!(store.collect(&HashSet::new()).unwrap().0, collected, "{made} of 2 made");
+        }
     }
 }

@@ -143,8 +143,15 @@ impl Export {
         let mut chunk = Vec::new();
         while chunk.len() < CHUNK_BYTES {
             if let Some(open) = &mut self.open {
-                if !read_piece(open, &mut chunk)? {
-                    self.open = None;
+                match read_piece(open, &mut chunk) {
+                    Ok(true) => {}
+                    Ok(false) => self.open = None,
+                    Err(error) => {
+                        if let ContentError::Damaged(id) = &error {
+                            self.store.set_aside(id);
+                        }
+                        return Err(error);
+                    }
                 }
                 continue;
             }

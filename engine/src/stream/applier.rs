@@ -1,10 +1,12 @@
 //! Brings the tree forward along the history: frames in, changes applied in order, each transaction whole.
 //!
 //! Always: what is applied is a prefix of the history; a transaction takes effect with its last record; nothing past a
-//! record is applied while a content it refers to is missing, unless this member must serve without it (a promoted
-//! member that nobody can give it). Never: a refusal of what is history already — it was validated before it became that.
+//! record is applied while a content it refers to is missing, unless nobody can give it: this member must serve without
+//! it (promotion), or the peer has none because a later record overwrote the value. What is missing stays known until it
+//! is stored or nothing refers to it any more, and bounds what may be acknowledged.
+//! Never: a refusal of what is history already — it was validated before it became that.
 
-use std::collections::VecDeque;
+use std::collections::{BTreeMap, HashSet, VecDeque};
 
 use ringpair_core::input::FrameMeta;
 use ringpair_wire::{
@@ -26,15 +28,27 @@ use crate::{
 struct Waiting {
     bytes: Shared,
     end: Position,
+    /// The contents that its records refer to.
+    contents: Vec<ContentRef>,
 }
 
-/// Contents that a frame refers to and that are not stored here.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub struct MissingContents {
-    /// The first record that refers to one of them.
+/// A record's reference to a content of so many bytes.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+pub struct ContentRef {
+    /// The record.
     pub seq: Seq,
-    /// Each with its length in bytes.
-    pub contents: Vec<(ContentId, u64)>,
+    /// The content.
+    pub id: ContentId,
+    /// Its length in bytes.
+    pub len: u64,
+}
+
+impl ContentRef {
+    /// The content with its length.
+    #[must_use]
+    pub const fn content(&self) -> (ContentId, u64) {
+        (self.id, self.len)
+    }
 }
 
 /// The state, and what is to be applied to it.
@@ -49,7 +63,12 @@ pub struct Applier {
     open: Vec<(Change, Version)>,
     /// The newest record that took effect.
     applied: Seq,
-    missing: Option<MissingContents>,
+    /// Contents that are not stored, by the records that refer to them: applied or not.
+    missing: BTreeMap<(Seq, ContentId), u64>,
+    /// Those of them that the peer cannot give.
+    gone: HashSet<ContentId>,
+    /// References of the newest records, in their order.
+    recent: VecDeque<(Seq, ContentId)>,
     stopped: bool,
 }
 
@@ -66,7 +85,9 @@ impl Applier {
             waiting_bytes: 0,
             open: Vec::new(),
             applied,
-            missing: None,
+            missing: BTreeMap::new(),
+            gone: HashSet::new(),
+            recent: VecDeque::new(),
             stopped: false,
         }
     }
@@ -82,10 +103,78 @@ impl Applier {
         self.applied
     }
 
-    /// Contents that hold up the applying.
+    /// The first record that refers to a content that is not stored here.
     #[must_use]
-    pub fn missing(&self) -> Option<&MissingContents> {
-        self.missing.as_ref()
+    pub fn missing_from(&self) -> Option<Seq> {
+        self.missing.keys().next().map(|(seq, _)| *seq)
+    }
+
+    /// Every content that is not stored here and that records refer to, with its length.
+    pub fn missing(&self) -> impl Iterator<Item = (ContentId, u64)> + '_ {
+        self.missing.iter().map(|((_, id), len)| (*id, *len))
+    }
+
+    /// Those of `contents` that are not stored; the others are held from now on (see [`ContentStore::hold`]).
+    pub fn lacking(&self, contents: &[ContentRef]) -> Vec<ContentRef> {
+        let absent: HashSet<ContentId> =
+            self.contents.hold(contents.iter().map(ContentRef::content)).into_iter().map(|(id, _)| id).collect();
+        contents.iter().filter(|content| absent.contains(&content.id)).copied().collect()
+    }
+
+    /// The contents that these changes of an own writer refer to and that are not here, though they were stored for
+    /// it: they lay too long. The others are held from now on.
+    pub fn lost_of<'a>(&self, changes: impl IntoIterator<Item = &'a Change>) -> usize {
+        let known = |id: &ContentId| self.missing.keys().any(|(_, missing)| missing == id);
+        let contents: Vec<_> = changes.into_iter().flat_map(contents_of).collect();
+        if contents.is_empty() {
+            return 0;
+        }
+        self.contents.hold(contents).iter().filter(|(id, _)| !known(id)).count()
+    }
+
+    /// Remembers what a record that was numbered here refers to.
+    pub fn note_contents(&mut self, seq: Seq, change: &Change) {
+        self.recent.extend(contents_of(change).into_iter().map(|(id, _)| (seq, id)));
+    }
+
+    /// What the records after `seq` refer to; older references are forgotten.
+    pub fn contents_after(&mut self, seq: Seq) -> Vec<ContentId> {
+        let forgotten = self.recent.partition_point(|(referring, _)| *referring <= seq);
+        self.recent.drain(..forgotten);
+        self.recent.iter().map(|(_, id)| *id).chain(self.missing.keys().map(|(_, id)| *id)).collect()
+    }
+
+    /// A content is stored now.
+    pub fn content_stored(&mut self, id: &ContentId) {
+        self.gone.remove(id);
+        self.missing.retain(|(_, missing), _| missing != id);
+    }
+
+    /// The peer cannot give this content: frames do not wait for it any more.
+    pub fn content_gone(&mut self, id: ContentId) {
+        if self.missing.keys().any(|(_, missing)| *missing == id) {
+            self.gone.insert(id);
+        }
+    }
+
+    /// Finds what the state refers to and is not stored, before anything is acknowledged: a look at each file. For the
+    /// start.
+    pub fn find_missing(&mut self) {
+        let state = self.tree.snapshot();
+        let missing: Vec<_> = state
+            .iter()
+            .flat_map(|entry| entry.contents().map(|(id, len)| ContentRef { seq: entry.version.seq, id, len }))
+            .filter(|content| self.contents.len(&content.id) != Some(content.len))
+            .collect();
+        self.settle_missing(state.position().seq, missing);
+    }
+
+    /// What of the state at `through` refers to contents that are not stored: no other record up to there needs any.
+    pub fn settle_missing(&mut self, through: Seq, missing: Vec<ContentRef>) {
+        self.missing.retain(|(seq, _), _| *seq > through);
+        self.missing.extend(missing.into_iter().map(|content| ((content.seq, content.id), content.len)));
+        let missing: HashSet<ContentId> = self.missing.keys().map(|(_, id)| *id).collect();
+        self.gone.retain(|id| missing.contains(id));
     }
 
     /// The position applied.
@@ -97,7 +186,15 @@ impl Applier {
     /// Whether [`turn`](Self::turn) would do anything.
     #[must_use]
     pub fn can_apply(&self, through: Seq) -> bool {
-        !self.stopped && self.missing.is_none() && self.waiting.front().is_some_and(|frame| frame.end.seq <= through)
+        let may = |frame: &Waiting| frame.end.seq <= through && !self.waits_for_content(frame);
+        !self.stopped && self.waiting.front().is_some_and(may)
+    }
+
+    fn waits_for_content(&self, frame: &Waiting) -> bool {
+        let awaited = |content: &ContentRef| {
+            self.missing.contains_key(&(content.seq, content.id)) && !self.gone.contains(&content.id)
+        };
+        !self.missing.is_empty() && frame.contents.iter().any(awaited)
     }
 
     /// The buffer that compressed frames are expanded into, for checking them.
@@ -130,7 +227,9 @@ impl Applier {
         self.waiting.clear();
         self.waiting_bytes = 0;
         self.open.clear();
-        self.missing = None;
+        self.missing.clear();
+        self.gone.clear();
+        self.recent.clear();
         self.applied = position.seq;
     }
 
@@ -144,20 +243,12 @@ impl Applier {
         self.stopped = false;
     }
 
-    /// Queues a checked frame that follows the last one.
-    pub fn push(&mut self, bytes: Shared, end: Position) {
+    /// Queues a checked frame that follows the last one, with what it refers to and what of that is not stored here.
+    pub fn push(&mut self, bytes: Shared, end: Position, contents: Vec<ContentRef>, lacking: &[ContentRef]) {
         self.waiting_bytes += bytes.len();
-        self.waiting.push_back(Waiting { bytes, end });
-    }
-
-    /// Looks again for the contents that were missing.
-    pub fn content_stored(&mut self) {
-        if let Some(missing) = &mut self.missing {
-            missing.contents = self.contents.missing(missing.contents.drain(..));
-            if missing.contents.is_empty() {
-                self.missing = None;
-            }
-        }
+        self.recent.extend(contents.iter().map(|content| (content.seq, content.id)));
+        self.missing.extend(lacking.iter().map(|content| ((content.seq, content.id), content.len)));
+        self.waiting.push_back(Waiting { bytes, end, contents });
     }
 
     /// Applies waiting frames that end at or before `through`, at most about `budget_bytes` of them; whether any was.
@@ -167,65 +258,41 @@ impl Applier {
     pub fn turn(&mut self, through: Seq, budget_bytes: usize, changes: &mut Changes) -> Result<bool, FrameError> {
         let mut budget = budget_bytes;
         let before = self.applied;
-        while !self.stopped && budget > 0 {
-            let Some(next) = self.waiting.front().filter(|frame| frame.end.seq <= through) else { break };
-            let (bytes, end) = (next.bytes.clone(), next.end);
-            self.find_missing(&bytes)?;
-            if self.missing.is_some() {
-                break;
-            }
-            self.apply_frame(&bytes, end, changes)?;
-            self.waiting.pop_front();
-            self.waiting_bytes -= bytes.len();
-            budget = budget.saturating_sub(bytes.len());
+        while budget > 0 && self.can_apply(through) {
+            let Some(next) = self.waiting.pop_front() else { break };
+            self.waiting_bytes -= next.bytes.len();
+            budget = budget.saturating_sub(next.bytes.len());
+            self.apply_frame(&next.bytes, next.end, changes)?;
         }
         Ok(self.applied > before)
     }
 
-    /// Applies one frame at once, whatever contents are missing: replay at a start or a promotion. What it refers to
-    /// and is not here is returned.
+    /// Applies one frame at once, whatever contents are missing: replay at a start. What the state then refers to and is
+    /// not here is found by [`settle_missing`](Self::settle_missing).
     ///
     /// # Errors
     /// As [`Self::turn`].
     pub fn replay(&mut self, bytes: &[u8], end: Position, changes: &mut Changes) -> Result<(), FrameError> {
+        let frame = CheckedFrame::check(bytes)?;
+        let contents = contents_of_frame(&frame, &mut self.expander)?;
+        self.recent.extend(contents.iter().map(|content| (content.seq, content.id)));
         self.apply_frame(bytes, end, changes)
     }
 
-    /// Applies all waiting frames through `through`, whatever contents are missing (promotion: nobody else can say it).
+    /// Applies all waiting frames through `through`, whatever contents are missing (promotion: nobody else can say it);
+    /// those stay known, to be fetched when the peer returns.
     ///
     /// # Errors
     /// As [`Self::turn`].
     pub fn replay_waiting(&mut self, through: Seq, changes: &mut Changes) -> Result<(), FrameError> {
-        self.missing = None;
         while let Some(frame) = self.waiting.pop_front_if(|frame| frame.end.seq <= through) {
             self.waiting_bytes -= frame.bytes.len();
             self.apply_frame(&frame.bytes, frame.end, changes)?;
         }
         self.waiting.clear();
         self.waiting_bytes = 0;
-        Ok(())
-    }
-
-    fn find_missing(&mut self, bytes: &[u8]) -> Result<(), FrameError> {
-        if self.missing.is_some() {
-            return Ok(());
-        }
-        let frame = CheckedFrame::check(bytes)?;
-        let mut first = None;
-        let mut contents = Vec::new();
-        for record in frame.records(&mut self.expander)? {
-            let (seq, record) = record?;
-            let referred = contents_of(&record);
-            if referred.is_empty() {
-                continue;
-            }
-            let missing = self.contents.missing(referred);
-            if !missing.is_empty() {
-                first.get_or_insert(seq);
-                contents.extend(missing);
-            }
-        }
-        self.missing = first.map(|seq| MissingContents { seq, contents });
+        // No more than is in the history.
+        self.missing.retain(|(seq, _), _| *seq <= through);
         Ok(())
     }
 
@@ -275,9 +342,9 @@ fn apply_record(
     }
 }
 
-/// The contents that a record refers to.
-fn contents_of(record: &Record) -> Vec<(ContentId, u64)> {
-    let Record::Ds { change: Change::Put { attributes, .. }, .. } = record else { return Vec::new() };
+/// The contents that a change refers to.
+pub(super) fn contents_of(change: &Change) -> Vec<(ContentId, u64)> {
+    let Change::Put { attributes, .. } = change else { return Vec::new() };
     let values = attributes.iter().flat_map(|attribute| &attribute.values);
     values
         .filter_map(|value| match value {
@@ -285,6 +352,20 @@ fn contents_of(record: &Record) -> Vec<(ContentId, u64)> {
             Value::Text(_) | Value::Bytes(_) => None,
         })
         .collect()
+}
+
+/// The contents that a frame's records refer to, in their order. Decodes every record, so it is a validation as well.
+///
+/// # Errors
+/// The frame does not hold records.
+pub fn contents_of_frame(frame: &CheckedFrame<'_>, expander: &mut Decompressor) -> Result<Vec<ContentRef>, FrameError> {
+    let mut contents = Vec::new();
+    for record in frame.records(expander)? {
+        if let (seq, Record::Ds { change, .. }) = record? {
+            contents.extend(contents_of(&change).into_iter().map(|(id, len)| ContentRef { seq, id, len }));
+        }
+    }
+    Ok(contents)
 }
 
 /// What the core is told of a checked frame.
@@ -299,5 +380,85 @@ pub fn meta_of(frame: &CheckedFrame<'_>) -> FrameMeta {
         prev: header.prev_chain(),
         end: frame.position(),
         bytes: frame.bytes().len() as u64,
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use ringpair_wire::{
+        compress::{Compression, Compressor},
+        ds::{Attribute, DsPath},
+        frame_builder::FrameBuilder,
+        id::{Epoch, HistoryId},
+        record::Part,
+    };
+
+    use super::*;
+
+    /// One frame a value, each setting `/X` to a content.
+    fn frames(ids: &[ContentId]) -> Vec<(Shared, Position)> {
+        let mut builder = FrameBuilder::after(HistoryId([7; 16]), Epoch(1), Position::default());
+        let frame = |id: &ContentId| {
+            let value = Value::Content { id: *id, len: 70_000, text: true };
+            let attributes = vec![Attribute { name: "V".into(), values: vec![value] }];
+            let path = DsPath::parse("/X").unwrap();
+            let change = Change::Put { path, class: Some("C".into()), replace: true, attributes };
+            builder.push(&Record::Ds { part: Part::Whole, change }).unwrap();
+            let sealed = builder.finish(&mut Compressor::new(Compression::Off)).unwrap();
+            (sealed.bytes.into(), sealed.position)
+        };
+        ids.iter().map(frame).collect()
+    }
+
+    fn take(applier: &mut Applier, (bytes, end): &(Shared, Position)) {
+        let contents = contents_of_frame(&CheckedFrame::check(bytes).unwrap(), applier.expander()).unwrap();
+        let lacking = applier.lacking(&contents);
+        applier.push(bytes.clone(), *end, contents, &lacking);
+    }
+
+    // REQ: REP-012
+    #[test]
+    fn frames_wait_for_their_contents_and_what_is_missing_bounds_what_is_said() {
+        let dir = tempfile::tempdir().unwrap();
+        let store = ContentStore::open(dir.path()).unwrap();
+        let values: Vec<String> = ["a", "b", "c"].map(|text| text.repeat(70_000)).into();
+        let ids: Vec<ContentId> =
+            values.iter().map(|text| ContentId(*blake3::hash(text.as_bytes()).as_bytes())).collect();
+        let frames = frames(&ids);
+        let mut changes = Changes::new(Version::default());
+        let mut applier = Applier::new(Tree::default(), store.clone());
+        frames.iter().for_each(|frame| take(&mut applier, frame));
+        let all = Seq(9);
+        // Known at once, through frames that are not even written.
+        assert_eq!((applier.missing_from(), applier.missing().count()), (Some(Seq(1)), 3));
+        assert!(!applier.can_apply(all) && !applier.turn(all, 1 << 20, &mut changes).unwrap());
+        store.put(values[0].as_bytes()).unwrap();
+        applier.content_stored(&ids[0]);
+        assert!(applier.turn(all, 1 << 20, &mut changes).unwrap());
+        assert_eq!((applier.applied(), applier.missing_from()), (Seq(1), Some(Seq(2))));
+        // The active has overwritten the second and removed it: the third record may come, but nothing is acknowledged.
+        applier.content_gone(ids[1]);
+        assert!(applier.turn(all, 1 << 20, &mut changes).unwrap());
+        assert_eq!((applier.applied(), applier.missing_from()), (Seq(2), Some(Seq(2))));
+        store.put(values[2].as_bytes()).unwrap();
+        applier.content_stored(&ids[2]);
+        applier.turn(all, 1 << 20, &mut changes).unwrap();
+        assert_eq!((applier.applied(), applier.missing_from()), (Seq(3), Some(Seq(2))));
+        // Until the state needs none that is missing.
+        applier.find_missing();
+        assert_eq!(applier.missing_from(), None);
+        assert_eq!(applier.contents_after(Seq(1)), ids[1..]);
+    }
+
+    // REQ: SM-163
+    #[test]
+    fn a_promotion_does_not_wait_and_does_not_forget() {
+        let dir = tempfile::tempdir().unwrap();
+        let store = ContentStore::open(dir.path()).unwrap();
+        let id = ContentId([3; 32]);
+        let mut applier = Applier::new(Tree::default(), store);
+        take(&mut applier, &frames(&[id])[0]);
+        applier.replay_waiting(Seq(9), &mut Changes::new(Version::default())).unwrap();
+        assert_eq!((applier.applied(), applier.missing().collect::<Vec<_>>()), (Seq(1), vec![(id, 70_000)]));
     }
 }

@@ -87,7 +87,9 @@ impl Stream {
             BulkEvent::BarrierDone(id, unreplicated) => self.barrier_done(id, unreplicated, now),
             BulkEvent::FilesVerified(id, differences) => self.files_verified(id, *differences),
             BulkEvent::DsVerified(id, result) => self.ds_verified(id, result),
-            BulkEvent::ContentStored => self.applier.content_stored(),
+            BulkEvent::ContentStored(id) => self.content_stored(id, now),
+            BulkEvent::ContentGone(id) => self.content_gone(id, now),
+            BulkEvent::ContentsDamaged => self.contents.look_again(),
             BulkEvent::SnapshotWanted => {
                 self.snapshot_wanted = Some(self.applier.tree().snapshot());
                 self.serve_snapshot(self.journal.synced());
@@ -132,6 +134,9 @@ impl Stream {
         let serves = self.serve_resync || self.bulk_told.role == Role::Backup;
         let ready = |wanted: &mut TreeSnapshot| serves && wanted.position().seq <= synced.seq;
         if let Some(snapshot) = self.snapshot_wanted.take_if(ready) {
+            if self.serve_resync {
+                self.contents.serves(&snapshot);
+            }
             self.bulk.send(BulkCommand::Serve(snapshot));
         }
     }

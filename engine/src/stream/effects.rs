@@ -77,6 +77,9 @@ impl Stream {
             Effect::Resync { work, history, epoch: _ } => self.begin_resync(work, history),
             Effect::ServeResync(serve) => {
                 self.serve_resync = serve;
+                if !serve {
+                    self.contents.serves_none();
+                }
                 self.serve_snapshot(self.journal.synced());
             }
             Effect::DrainSockets => self.drain = Some(super::DRAIN_TURNS),
@@ -219,6 +222,7 @@ impl Stream {
                 Done::Hook { hook, epoch, result } => self.hook_done(hook, epoch, result, now),
                 Done::Archived { work, result } => self.archived(work, result, now),
                 Done::Checkpoint(checkpoint) => self.checkpoint_done(checkpoint, now),
+                Done::Contents(result) => self.contents_done(result, now),
             }
         }
     }

@@ -89,6 +89,12 @@ impl Feed {
         self.stream = Some(Source { at: after, cursor: None });
     }
 
+    /// Whether frames go to a follower.
+    #[must_use]
+    pub fn streams(&self) -> bool {
+        self.stream.is_some()
+    }
+
     /// Ends the stream.
     pub fn stop(&mut self) {
         self.stream = None;

@@ -9,6 +9,7 @@ use crossbeam::channel::{Receiver, Sender, bounded};
 use ringpair_core::{effect::Hook, input::WorkToken};
 use ringpair_wire::id::Epoch;
 
+use super::contents::Looked;
 use crate::{ds::store::Checkpoint, hooks::HookReport, mirror::ArchiveFiles, ring::Waker};
 
 /// More jobs than ever run at once.
@@ -32,6 +33,8 @@ pub enum Done {
         /// How many records, and where files go.
         result: Result<(u64, Option<Box<dyn ArchiveFiles>>), String>,
     },
+    /// A look at the contents and the removal of those that nothing refers to.
+    Contents(Result<Looked, String>),
     /// What the checkpointer did.
     Checkpoint(Checkpoint),
 }

@@ -9,12 +9,13 @@ use std::time::{Duration, Instant as StdInstant};
 
 use ringpair_core::Instant;
 use ringpair_wire::{
-    ds::Change,
+    ds::{Change, ContentId},
     id::{AckLevel, Epoch, Seq, Version},
 };
 
 use super::{
     Stream,
+    applier::contents_of,
     writes::{self, Encoded},
 };
 use crate::{
@@ -69,6 +70,16 @@ impl Prepared {
             self.applied.push(self.state.apply(change, version));
         }
         Ok(self.applied.len() == self.changes.len())
+    }
+}
+
+impl Long {
+    /// The contents that what is prepared refers to.
+    pub(super) fn contents(&self) -> Vec<ContentId> {
+        match &self.stage {
+            Stage::Resolving(_) => Vec::new(),
+            Stage::Applying(prepared) => prepared.changes.iter().flat_map(contents_of).map(|(id, _)| id).collect(),
+        }
     }
 }
 

@@ -7,6 +7,7 @@
 mod applier;
 mod changes;
 mod clock;
+mod contents;
 mod direct;
 mod effects;
 mod feed;
@@ -52,7 +53,7 @@ use crate::{
     bulk::link::{BulkCommand, StreamSide},
     config::{CompressionLevel, Config},
     ds::{
-        Entry, TreeSnapshot,
+        ContentStore, Entry, TreeSnapshot,
         archive::DivergenceArchive,
         store::{Checkpointer, StateStore},
     },
@@ -113,6 +114,8 @@ pub struct Parts {
     pub store: StateStore,
     /// The divergence archive.
     pub archive: DivergenceArchive,
+    /// Large values.
+    pub contents: ContentStore,
     /// The bulk thread.
     pub bulk: StreamSide,
     /// Requests of the API.
@@ -177,6 +180,10 @@ pub struct Stream {
     snapshot_wanted: Option<TreeSnapshot>,
     /// The parameters as the bulk thread was last told of them.
     parameters_at: Option<Arc<Entry>>,
+    /// Keeps what is stored of large values at what is needed.
+    contents: contents::Contents,
+    /// From which record on contents are missing, as the core was told.
+    missing_told: Option<Seq>,
     /// A resynchronization under way: what it takes over.
     resync: Option<storage::ResyncRun>,
     fill_parameters: bool,
@@ -233,6 +240,7 @@ impl Stream {
         );
         let persisted = parts.start.persisted.clone().unwrap_or_default();
         let jobs = Jobs::new(parts.driver.waker());
+        let contents = contents::Contents::new(parts.contents, parts.store.stored().clone());
         let mut stream = Self {
             divergence: storage::summary(&parts.archive),
             lanes: Lanes::new(parts.core.heartbeat / 2),
@@ -252,6 +260,8 @@ impl Stream {
             serve_resync: false,
             snapshot_wanted: None,
             parameters_at: None,
+            contents,
+            missing_told: None,
             resync: None,
             fill_parameters: false,
             ready_said: false,
@@ -501,6 +511,7 @@ impl Stream {
         self.release_changes(now);
         self.handed_over(now);
         self.checkpoint(now);
+        self.look_at_contents(now);
         if now.since(self.published) >= PUBLISH_EVERY || self.role_changed() {
             self.publish(now);
         }

@@ -14,11 +14,16 @@ use ringpair_wire::{
     control::Control,
     frame::CheckedFrame,
     heartbeat::{Heartbeat, PLAIN_BYTES},
+    id::Seq,
     lane::{MessageKind, PathKind},
     mirror::MirrorMessage,
 };
 
-use super::{Stream, applier::meta_of, feed::Next};
+use super::{
+    Stream,
+    applier::{ContentRef, contents_of_frame, meta_of},
+    feed::Next,
+};
 use crate::{
     bulk::link::BulkCommand,
     ring::Shared,
@@ -112,23 +117,39 @@ impl Stream {
 
     fn frame(&mut self, channel: Channel, body: Shared, now: Instant) -> Result<(), String> {
         let frame = CheckedFrame::check(&body).map_err(|error| error.to_string())?;
-        frame.validate(self.applier.expander()).map_err(|error| error.to_string())?;
+        let contents = contents_of_frame(&frame, self.applier.expander()).map_err(|error| error.to_string())?;
         let meta = meta_of(&frame);
+        let lacking = self.applier.lacking(&contents);
+        if let Some(first) = lacking.first() {
+            // Before the core takes the frame: it may acknowledge in the same step.
+            let from = self.applier.missing_from().map_or(first.seq, |known| known.min(first.seq));
+            self.tell_missing(Some(from), now);
+        }
         match self.node.handle_frame(now, channel, &meta) {
             FrameVerdict::Accept => {
-                self.applier.push(body.clone(), meta.end);
+                self.applier.push(body.clone(), meta.end, contents, &lacking);
+                if !lacking.is_empty() {
+                    self.bulk.send(BulkCommand::Fetch(lacking.iter().map(ContentRef::content).collect()));
+                }
                 self.append(body, &meta, now);
             }
             FrameVerdict::Duplicate => {}
             FrameVerdict::Refuse(why) => tracing::debug!(why, end = ?meta.end, "a frame was refused"),
         }
+        self.tell_missing(self.applier.missing_from(), now);
         Ok(())
     }
 
-    /// Applies what may be applied, and says how far it is and what content is missing.
+    /// Tells the core from which record on contents are missing, if that has changed.
+    pub(super) fn tell_missing(&mut self, from: Option<Seq>, now: Instant) {
+        if from != std::mem::replace(&mut self.missing_told, from) {
+            self.node.handle_completion(now, Completion::ContentMissing(from));
+        }
+    }
+
+    /// Applies what may be applied, and says how far it is and from where on contents are missing.
     pub(super) fn apply(&mut self, now: Instant) {
         let through = self.applicable();
-        let before = self.applier.missing().map(|missing| missing.seq);
         match self.applier.turn(through, super::APPLY_BYTES_A_TURN, &mut self.changes) {
             Ok(true) => self.node.handle_completion(now, Completion::Applied(self.applier.applied())),
             Ok(false) => {}
@@ -137,13 +158,7 @@ impl Stream {
                 self.node.handle_completion(now, Completion::SyncFailed(text));
             }
         }
-        let missing = self.applier.missing().map(|missing| missing.seq);
-        if missing != before {
-            if let Some(missing) = self.applier.missing() {
-                self.bulk.send(BulkCommand::Fetch(missing.contents.clone()));
-            }
-            self.node.handle_completion(now, Completion::ContentMissing(missing));
-        }
+        self.tell_missing(self.applier.missing_from(), now);
         self.restrain_peer();
     }
 

@@ -204,6 +204,9 @@ impl Stream {
         if self.journal.pending_bytes() > super::APPEND_BELOW_BYTES || self.journal.is_short(encoded.len()) {
             return Err((reply, Failure::Busy { retry_after_s: 1 }));
         }
+        if self.applier.lost_of(&changes) > 0 {
+            return Err((reply, Failure::Busy { retry_after_s: 1 }));
+        }
         let token = self.writes.token();
         let records = u32::try_from(changes.len()).unwrap_or(u32::MAX);
         let admission = match self.node.admit(now, token, records, ack) {
@@ -217,6 +220,7 @@ impl Stream {
             let seq = ringpair_wire::id::Seq(admission.first.0 + index);
             let version = Version { epoch: admission.epoch, seq };
             let applied = self.applier.tree().apply(change, version);
+            self.applier.note_contents(seq, change);
             self.changes.note(version, admission.last, change, &applied);
         }
         for frame in closed {

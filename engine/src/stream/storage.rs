@@ -126,7 +126,9 @@ impl Stream {
             return;
         }
         self.last_checkpoint = now;
-        self.checkpoints.offer(self.applier.tree().snapshot());
+        let state = self.applier.tree().snapshot();
+        self.contents.offered(&state);
+        self.checkpoints.offer(state);
         self.trim(now);
     }
 
@@ -148,7 +150,10 @@ impl Stream {
 
     pub(super) fn checkpoint_done(&mut self, checkpoint: Checkpoint, now: Instant) {
         match checkpoint {
-            Checkpoint::Saved(position, cost) => tracing::debug!(seq = position.seq.0, ?cost, "checkpoint"),
+            Checkpoint::Saved(position, cost) => {
+                self.contents.saved(position);
+                tracing::debug!(seq = position.seq.0, ?cost, "checkpoint");
+            }
             Checkpoint::Replaced(..) if std::mem::take(&mut self.store_is_staged) => {
                 self.checkpoints.replace(self.applier.tree().snapshot());
             }
@@ -203,18 +208,32 @@ impl Stream {
     }
 
     pub(super) fn begin_resync(&mut self, work: WorkToken, history: HistoryId) {
+        self.contents.forget_staged();
         self.resync = Some(ResyncRun { work, history });
         let purpose = ResyncPurpose::Take(work);
         self.bulk.send(BulkCommand::Resync { purpose, own: self.applier.tree().snapshot() });
     }
 
-    /// Everything that differs is here: save it, then take it.
+    /// Everything that differs is here but its contents: fetch those, then save it, then take it.
     pub(super) fn staged(&mut self, work: WorkToken, staged: &Staged) {
-        if self.resync.as_ref().is_some_and(|run| run.is(work)) {
-            let text = format!("{} objects differ from the active's", staged.differences().count());
-            self.events.append(Event::new("replication", self.node.epoch().0, text));
-            self.checkpoints.replace(staged.state().clone());
-            self.staged_state = Some(staged.state().clone());
+        if !self.resync.as_ref().is_some_and(|run| run.is(work)) {
+            return;
+        }
+        let text = format!("{} objects differ from the active's", staged.differences().count());
+        self.events.append(Event::new("replication", self.node.epoch().0, text));
+        let awaited = self.contents.await_staged(staged);
+        self.staged_state = Some(staged.state().clone());
+        if awaited.is_empty() {
+            self.save_staged();
+        } else {
+            self.bulk.send(BulkCommand::Fetch(awaited));
+        }
+    }
+
+    /// Saves the staged state, whose contents are all here.
+    pub(super) fn save_staged(&mut self) {
+        if let Some(state) = &self.staged_state {
+            self.checkpoints.replace(state.clone());
         }
     }
 
@@ -224,6 +243,7 @@ impl Stream {
             self.node.handle_completion(now, CoreCompletion::ResyncFailed(run.work, error.to_string()));
             return;
         }
+        self.contents.took_over(&state);
         self.applier.replace(state);
         self.changes.restart(Version { epoch: position.epoch, seq: position.seq });
         self.node.handle_completion(now, CoreCompletion::Resynced(run.work, position));
@@ -232,11 +252,13 @@ impl Stream {
     /// A promotion ends a resynchronization: what it staged must not be taken any more, nor stay in the store.
     pub(super) fn drop_resync(&mut self) {
         self.resync = None;
-        self.store_is_staged |= self.staged_state.take().is_some();
+        let only_awaited = self.contents.forget_staged();
+        self.store_is_staged |= self.staged_state.take().is_some() && !only_awaited;
     }
 
     pub(super) fn resync_failed(&mut self, why: &str, now: Instant) {
         self.staged_state = None;
+        self.contents.forget_staged();
         if let Some(run) = self.resync.take() {
             self.node.handle_completion(now, CoreCompletion::ResyncFailed(run.work, why.into()));
         }

@@ -104,6 +104,7 @@ pub(super) fn open(config: &Config) -> Result<Opened, StartError> {
     let mut changes = Changes::new(Version { epoch: position.epoch, seq: position.seq });
     let mut applier = Applier::new(Tree::new(base), contents.clone());
     replay(&journal, position, &mut applier, &mut changes, &mut findings);
+    applier.find_missing();
     let tree = applier.tree().handle();
     if let Some(persisted) = &mut persisted {
         persisted.complete &= findings.whole;
