@@ -5,6 +5,7 @@
 use ringpair_core::{Config, status::Status};
 use ringpair_tests::sim::{
     faults::Fault,
+    network::Slot,
     time::{MS, SEC, Speed, US},
     world::{Ev, World},
 };
@@ -180,4 +181,23 @@ fn the_backups_worker_dies() {
     assert!(paused && line.status(A).exclusive, "no pause until the right is granted again");
     line.run_to(12_000);
     assert!(line.status(A).right.is_some() && line.status(A).right == line.status(B).right);
+}
+
+#[test]
+fn one_lane_is_reset() {
+    // REQ: protocol §3, §5: one connection that ends is neither silence nor a return of the right
+    for slot in Slot::ALL {
+        let mut line = Timeline::new();
+        let (epoch, right) = (line.status(A).epoch, line.status(A).right);
+        line.world.begin(Fault::LaneLost(slot, false));
+        line.world.run_until(line.zero + 2 * MS);
+        assert!((0..2).any(|m| line.world.net.up[m][slot as usize].is_none()), "{slot:?} is down");
+        for ms in 3..2_000 {
+            line.run_to(ms);
+            assert!(line.status(A).exclusive && !line.status(A).alone, "{slot:?} at {ms} ms");
+        }
+        assert!((0..2).all(|m| line.world.net.up[m][slot as usize].is_some()), "{slot:?} is up again");
+        let (a, b) = (line.status(A), line.status(B));
+        assert_eq!((a.epoch, a.right, b.right), (epoch, right, right), "{slot:?}: the same right");
+    }
 }

@@ -15,10 +15,15 @@ use ringpair_wire::{
 
 use super::{
     disk::{Death, Frame, OpId},
-    member::{Inbound, Local, Snapshot},
+    member::{Inbound, Local, Snapshot, Worker},
     network::{Slot, Words},
     world::{Ev, World},
 };
+
+/// Whether a comparison's bulk lane outlives the ds lane.
+pub(super) const fn bulk_stands_alone(work: WorkToken) -> bool {
+    work.0.is_multiple_of(2)
+}
 
 /// Stands for the office of a frame that is served as a tail: of no office any more.
 const TAIL: Epoch = Epoch(u64::MAX);
@@ -34,43 +39,19 @@ impl World {
             Effect::Persist { token, state } => self.store(m, token, *state),
             Effect::Send { to, message } => self.say(m, to, message),
             Effect::SendHeartbeat { path, heartbeat } => self.send_datagram(m, path, heartbeat),
-            Effect::Connect => {
-                let Some(worker) = &mut self.members[m].worker else { return };
-                worker.doors_open = true;
-                let discontinued = worker.discontinued;
-                let verdict = self.checks.hooks.connects(m, discontinued);
-                self.judge(verdict);
-                Slot::ALL.into_iter().for_each(|slot| self.dial_soon(m, slot, 0));
-                self.keeper_hears_ready(m);
-            }
-            Effect::DialNow => {
-                for slot in [Slot::PingMain, Slot::PingAux] {
-                    if self.net.up[m][slot as usize].is_none() {
-                        self.dial_soon(m, slot, 0);
-                    }
-                }
-            }
+            Effect::Connect => self.open_doors(m),
+            Effect::DialNow => self.dial_pings(m),
             Effect::Answer { write, version, outcome } => self.answer(m, write, version, outcome),
             Effect::CommandDone { .. } => {}
-            Effect::CreateHistory { history } => {
-                let peer = self.members[1 - m].disk.control.as_ref().and_then(|control| control.history).is_some();
-                let bootstrap = self.members[m].config.bootstrap;
-                let verdict = self.checks.complete.created(m, peer, bootstrap);
-                self.judge(verdict);
-                self.members[m].disk.history = Some(history);
-            }
+            Effect::CreateHistory { history } => self.create_history(m, history),
             Effect::AppendEpoch { start } => self.append_epoch(m, start.epoch),
-            Effect::DropUnframed => {
-                if let Some(worker) = &mut self.members[m].worker {
-                    worker.unframed.clear();
-                    worker.waiting.clear();
-                }
-            }
+            Effect::DropUnframed => self.on_worker(m, |worker| {
+                worker.unframed.clear();
+                worker.waiting.clear();
+            }),
             Effect::StopAppliers => {
-                if let Some(worker) = &mut self.members[m].worker {
-                    worker.appliers_on = false;
-                    worker.resync = None; // nothing of it is applied any more
-                }
+                // Nothing of a resynchronization is applied any more.
+                self.on_worker(m, |worker| (worker.appliers_on, worker.resync) = (false, None));
                 self.local_in(m, speed.apply, Local::Stopped);
             }
             Effect::StartAppliers => self.start_appliers(m),
@@ -84,39 +65,67 @@ impl World {
                 self.complete(m, speed.apply, Completion::Located(work, location));
             }
             Effect::StreamFrom { after } => {
-                if let Some(worker) = &mut self.members[m].worker {
-                    worker.stream = Some(after.seq);
-                }
+                self.on_worker(m, |worker| worker.stream = Some(after.seq));
                 self.pump(m);
             }
-            Effect::StopStream => {
-                if let Some(worker) = &mut self.members[m].worker {
-                    worker.stream = None;
-                }
-            }
+            Effect::StopStream => self.on_worker(m, |worker| worker.stream = None),
             Effect::ServeTail { work, to, after } => {
                 self.serve_tail(m, self.net.up[m][Slot::of(to) as usize], after);
                 self.complete(m, speed.apply, Completion::TailServed(work));
             }
             Effect::Archive { work, after, .. } => self.local_in(m, speed.bulk, Local::Archive(work, after)),
-            Effect::Resync { work, history, .. } => self.begin_resync(m, work, history),
-            Effect::ServeResync(serves) => {
-                if let Some(worker) = &mut self.members[m].worker {
-                    worker.serves = serves;
-                }
+            Effect::Resync { work, history, .. } => {
+                self.on_worker(m, |worker| worker.resync = Some(work));
+                self.checks.complete.begins_resync(m);
+                self.compare(m, work, history);
             }
-            Effect::DrainSockets => {
-                if let Some(inc) = self.members[m].worker.as_ref().map(|worker| worker.inc) {
-                    // What waits is fed in by turns of its own; their effects follow those of this turn.
-                    self.at(self.now, Ev::Drain { m, inc });
-                }
-            }
+            Effect::ServeResync(serves) => self.on_worker(m, |worker| worker.serves = serves),
+            Effect::DrainSockets => self.drain_soon(m),
             Effect::DrainFiles { work } => {
                 let left = u64::from(self.rng.per_mille(100));
                 self.complete(m, speed.bulk, Completion::FilesDrained { work, left });
             }
             Effect::Report(event) => self.trace.report(self.now, m, event),
             Effect::Exit => self.worker_ends(m, Some(0), Death::Process),
+        }
+    }
+
+    fn on_worker(&mut self, m: usize, change: impl FnOnce(&mut Worker)) {
+        if let Some(worker) = &mut self.members[m].worker {
+            change(worker);
+        }
+    }
+
+    fn open_doors(&mut self, m: usize) {
+        let Some(worker) = &mut self.members[m].worker else { return };
+        worker.doors_open = true;
+        let discontinued = worker.discontinued;
+        let verdict = self.checks.hooks.connects(m, discontinued);
+        self.judge(verdict);
+        Slot::ALL.into_iter().for_each(|slot| self.dial_soon(m, slot, 0));
+        self.keeper_hears_ready(m);
+    }
+
+    fn dial_pings(&mut self, m: usize) {
+        for slot in [Slot::PingMain, Slot::PingAux] {
+            if self.net.up[m][slot as usize].is_none() {
+                self.dial_soon(m, slot, 0);
+            }
+        }
+    }
+
+    fn create_history(&mut self, m: usize, history: HistoryId) {
+        let peer = self.members[1 - m].disk.control.as_ref().and_then(|control| control.history).is_some();
+        let bootstrap = self.members[m].config.bootstrap;
+        let verdict = self.checks.complete.created(m, peer, bootstrap);
+        self.judge(verdict);
+        self.members[m].disk.history = Some(history);
+    }
+
+    /// What waits is fed in by turns of its own; their effects follow those of this turn.
+    fn drain_soon(&mut self, m: usize) {
+        if let Some(inc) = self.members[m].worker.as_ref().map(|worker| worker.inc) {
+            self.at(self.now, Ev::Drain { m, inc });
         }
     }
 
@@ -275,18 +284,20 @@ impl World {
         self.local_in(m, (span.0 * slow, span.1 * slow), Local::Hook(hook, epoch, ok));
     }
 
-    fn begin_resync(&mut self, m: usize, work: WorkToken, history: HistoryId) {
+    /// Asks the peer to compare. The wish waits until the peer serves; the bulk lane that carries it shares the fate of
+    /// the ds lane, or stands for itself.
+    pub(super) fn compare(&mut self, m: usize, work: WorkToken, history: HistoryId) {
         let span = self.speed.bulk;
-        let lane = self.net.up[m][Slot::Ds as usize];
-        if let Some(worker) = &mut self.members[m].worker {
-            worker.resync = Some(work);
+        if self.members[m].worker.as_ref().is_none_or(|worker| worker.resync != Some(work)) {
+            return;
         }
+        let (lane, alone) = (self.net.up[m][Slot::Ds as usize], bulk_stands_alone(work));
         let peer = &self.members[1 - m];
-        let open = lane.is_some() && self.net.any_whole();
-        self.checks.complete.begins_resync(m);
+        let open = (alone || lane.is_some()) && self.net.any_whole();
         match &peer.worker {
-            // As on the bulk lane, which outlives the ds lane: the wish waits until the peer serves.
-            Some(worker) if open && !worker.serves && !worker.frozen => {}
+            Some(worker) if open && !worker.serves && !worker.frozen => {
+                self.local_in(m, span, Local::Compare(work, history));
+            }
             Some(worker) if open && !worker.frozen && peer.disk.history == Some(history) => {
                 let journal = &peer.disk.journal;
                 let snapshot = Snapshot { at: journal.end(), log: journal.log(), of: worker.inc, lane };

@@ -11,6 +11,7 @@ use ringpair_wire::{control::SwitchMode, lane::PathKind};
 use super::{
     disk::{Death, Disk},
     member::Inbound,
+    network::Slot,
     rng::Rng,
     time::{MS, SEC},
     world::{Ev, World},
@@ -63,6 +64,8 @@ pub enum Fault {
     Manual(usize),
     /// Hooks fail now and then.
     HookFails(usize),
+    /// One lane's connection is reset between living processes; if so said, each that is made in its place, too.
+    LaneLost(Slot, bool),
 }
 
 impl Fault {
@@ -92,19 +95,38 @@ impl fmt::Display for Plan {
 }
 
 impl Plan {
-    /// Draws a plan for the time from `from` to `to`, of at least 20 faults.
+    /// Draws a plan for this time, from and to, of at least 20 faults.
     #[must_use]
-    pub fn draw(rng: &mut Rng, from: u64, to: u64) -> Self {
+    pub fn draw(rng: &mut Rng, span: (u64, u64)) -> Self {
         let destructive = rng.per_mille(350);
         let count = rng.within((20, 34));
         let mut faults: Vec<_> = (0..count)
             .map(|_| {
                 let fault = draw_fault(rng, destructive);
-                (rng.within((from, to)), fault, draw_length(rng, &fault))
+                (rng.within(span), fault, draw_length(rng, &fault))
             })
             .collect();
         faults.sort_by_key(|(at, ..)| *at);
         Self { faults, destructive }
+    }
+
+    /// Adds losses of single lanes, most of them where the pair is about to recover from something else, many late.
+    pub fn lose_lanes(&mut self, rng: &mut Rng, span: (u64, u64)) {
+        let count = rng.within((12, 24));
+        let late = self.faults.len() * 3 / 4; // what nothing later repairs shows at the end
+        let lost: Vec<_> = (0..count)
+            .map(|_| {
+                let among = if rng.coin() { late } else { 0 };
+                let (at, _, lasts) = rng.pick(&self.faults[among..]);
+                let recovers = (at + lasts + rng.within((0, 2 * SEC))).min(span.1);
+                let at = if rng.per_mille(250) { rng.within(span) } else { recovers };
+                let slot = rng.pick(&[Slot::Ds, Slot::Ds, Slot::PingMain, Slot::PingAux]);
+                let again = rng.coin();
+                (at, Fault::LaneLost(slot, again), if again { rng.within((200 * MS, 10 * SEC)) } else { 0 })
+            })
+            .collect();
+        self.faults.extend(lost);
+        self.faults.sort_by_key(|(at, ..)| *at);
     }
 }
 
@@ -220,6 +242,10 @@ impl World {
             }
             Fault::Manual(m) => self.command(m, Command::SetMode(SwitchMode::Manual)),
             Fault::HookFails(m) => self.members[m].hook_failures = 300,
+            Fault::LaneLost(slot, again) => {
+                self.net.resets[slot as usize] |= again;
+                self.reset_lane(slot);
+            }
         }
     }
 
@@ -285,6 +311,7 @@ impl World {
             }
             Fault::Manual(m) => self.command(m, Command::SetMode(SwitchMode::Auto)),
             Fault::HookFails(m) => self.members[m].hook_failures = 0,
+            Fault::LaneLost(slot, _) => self.net.resets[slot as usize] = false,
             Fault::WorkerGone(_) | Fault::Switch(..) | Fault::Force(_) => {}
         }
     }
@@ -295,6 +322,7 @@ impl World {
         for line in &mut self.net.paths {
             (line.loss, line.twice, line.delay) = (0, 0, (0, 0));
         }
+        self.net.resets = [false; 3];
         for path in PathKind::ALL {
             (0..2).for_each(|m| self.set_cut(path, m, false));
         }

@@ -144,6 +144,8 @@ pub enum Local {
     CloseFrame,
     /// Write the archive.
     Archive(WorkToken, Seq),
+    /// Ask again whether the peer serves.
+    Compare(WorkToken, HistoryId),
     /// Apply the snapshot.
     Resync(WorkToken, HistoryId, Box<Snapshot>),
     /// Any other completion.

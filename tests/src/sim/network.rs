@@ -170,11 +170,13 @@ pub struct Network {
     next: u32,
     /// Each member's lanes that are up.
     pub up: [[Option<u32>; 3]; 2],
+    /// Lanes whose connections are reset soon after they are made.
+    pub resets: [bool; 3],
 }
 
 impl Default for Network {
     fn default() -> Self {
-        Self { paths: [Path::QUIET; 2], conns: BTreeMap::new(), next: 0, up: [[None; 3]; 2] }
+        Self { paths: [Path::QUIET; 2], conns: BTreeMap::new(), next: 0, up: [[None; 3]; 2], resets: [false; 3] }
     }
 }
 
@@ -441,6 +443,25 @@ impl World {
             conn.last[m] = self.now + transit; // nothing overtakes the handshake's last flight
         }
         self.at(self.now + transit, Ev::ConnUp { conn: id, end: 1 - m });
+        if self.net.resets[slot as usize] {
+            let at = self.now + self.rng.within((MS, 500 * MS));
+            self.at(at, Ev::Reset(id));
+        }
+    }
+
+    /// Resets the connections of one lane, whoever holds their ends.
+    pub fn reset_lane(&mut self, slot: Slot) {
+        let ids: Vec<u32> = self.net.conns.iter().filter(|(_, conn)| conn.slot == slot).map(|(id, _)| *id).collect();
+        ids.into_iter().for_each(|id| self.reset(id));
+    }
+
+    /// A connection is reset: what is on its way is lost, one end knows at once, the other when it hears.
+    pub fn reset(&mut self, id: u32) {
+        let first = usize::from(self.rng.coin());
+        if let Some(conn) = self.net.conns.get_mut(&id) {
+            conn.lanes.iter_mut().for_each(VecDeque::clear);
+            self.close_end(first, id, true);
+        }
     }
 
     /// One end knows that it is up; it replaces what stood in its place.

@@ -5,7 +5,7 @@
 use ringpair_core::{
     Command, Completion, Start,
     effect::{Hook, WriteOutcome},
-    input::{WorkToken, WriteToken},
+    input::{PersistToken, WorkToken, WriteToken},
 };
 use ringpair_wire::{
     control::Role,
@@ -14,6 +14,7 @@ use ringpair_wire::{
 
 use super::{
     disk::{Death, OpId},
+    effects::bulk_stands_alone,
     member::{Inbound, Local, Snapshot},
     network::{End, Slot},
     time::MS,
@@ -22,20 +23,12 @@ use super::{
 
 impl World {
     pub(super) fn take_local(&mut self, m: usize, done: Local) {
-        let member = &mut self.members[m];
-        let Some(worker) = &mut member.worker else { return };
+        let Some(worker) = &mut self.members[m].worker else { return };
         match done {
             Local::Start => self.first_turn(m),
             Local::Stored(token, ok) => {
-                worker.storing = false;
-                if let Some((token, state)) = worker.store_next.take() {
-                    worker.storing = true;
-                    member.disk.control_writing = Some(state);
-                    let span = self.speed.persist;
-                    self.local_in(m, span, Local::Stored(token, true));
-                }
                 debug_assert!(ok, "the control file is preallocated");
-                self.completed(m, Completion::Persisted(token));
+                self.stored(m, token);
             }
             Local::Written(at) => {
                 worker.writing = false;
@@ -78,16 +71,9 @@ impl World {
                 self.completed(m, Completion::Replayed(work));
                 self.start_appliers(m);
             }
-            Local::CloseFrame => {
-                worker.frame_due = false;
-                let ops = std::mem::take(&mut worker.unframed);
-                let epoch = worker.node.epoch();
-                if !ops.is_empty() {
-                    self.close_frame(m, epoch, &ops);
-                    self.turn(m, |node, now| node.handle_timeout(now));
-                }
-            }
+            Local::CloseFrame => self.close_due_frame(m),
             Local::Archive(work, after) => self.archive(m, work, after),
+            Local::Compare(work, history) => self.compare(m, work, history),
             Local::Resync(work, history, snapshot) => self.resync(m, work, history, *snapshot),
             Local::Done(completion) => self.completed(m, completion),
             Local::Hook(hook, epoch, ok) => {
@@ -96,6 +82,30 @@ impl World {
                 self.completed(m, Completion::HookFinished { hook, epoch, ok });
             }
             Local::Orphaned => self.take(m, Inbound::Command(Command::Stop)),
+        }
+    }
+
+    fn stored(&mut self, m: usize, token: PersistToken) {
+        let member = &mut self.members[m];
+        let Some(worker) = &mut member.worker else { return };
+        worker.storing = false;
+        if let Some((next, state)) = worker.store_next.take() {
+            worker.storing = true;
+            member.disk.control_writing = Some(state);
+            let span = self.speed.persist;
+            self.local_in(m, span, Local::Stored(next, true));
+        }
+        self.completed(m, Completion::Persisted(token));
+    }
+
+    fn close_due_frame(&mut self, m: usize) {
+        let Some(worker) = &mut self.members[m].worker else { return };
+        worker.frame_due = false;
+        let ops = std::mem::take(&mut worker.unframed);
+        let epoch = worker.node.epoch();
+        if !ops.is_empty() {
+            self.close_frame(m, epoch, &ops);
+            self.turn(m, |node, now| node.handle_timeout(now));
         }
     }
 
@@ -135,13 +145,12 @@ impl World {
         let peer = &self.members[1 - m];
         let same_process = peer.worker.as_ref().is_some_and(|worker| worker.inc == snapshot.of);
         let serves = peer.worker.as_ref().is_some_and(|worker| worker.serves);
-        // The bulk lane shares the fate of the ds lane, or stands for itself.
-        let same_lane = work.0.is_multiple_of(2) || self.net.up[m][Slot::Ds as usize] == snapshot.lane;
+        let same_lane = bulk_stands_alone(work) || self.net.up[m][Slot::Ds as usize] == snapshot.lane;
         if !same_process || !same_lane || self.members[m].disk.full {
             return self.completed(m, Completion::ResyncFailed(work, "the connection was lost".into()));
         }
         if !serves {
-            return; // the peer waits until it serves again
+            return self.compare(m, work, history); // begun anew once the peer serves
         }
         let verdict = self.checks.archive.overwrites(m, &self.members[m].disk, &snapshot.log);
         self.judge(verdict);

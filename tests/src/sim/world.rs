@@ -33,6 +33,8 @@ pub enum Ev {
     Deliver { conn: u32, from: usize },
     /// An end learns that its connection stands.
     ConnUp { conn: u32, end: usize },
+    /// A connection is reset.
+    Reset(u32),
     /// TCP's patience ends.
     GiveUp { conn: u32, end: usize, changes: u64 },
     /// An attempt to connect begins.
@@ -216,6 +218,7 @@ impl World {
             }
             Ev::Deliver { conn, from } => self.deliver(conn, from),
             Ev::ConnUp { conn, end } => self.conn_up(end, conn),
+            Ev::Reset(conn) => self.reset(conn),
             Ev::GiveUp { conn, end, changes } => self.give_up(conn, end, changes),
             Ev::Dial { m, inc, slot, attempt } => self.dial(m, inc, slot, attempt),
             Ev::DialTry { m, inc, slot, attempt, path, until } => self.dial_try(m, inc, slot, attempt, path, until),
