@@ -65,7 +65,7 @@ fn percentiles(mut times: Vec<Duration>) -> String {
 }
 
 #[test]
-#[ignore = "measures, by hand"]
+#[ignore = "measures, by hand: cargo test -p ringpair --lib journal::measure -- --ignored --nocapture"]
 fn measure() {
     let dir = tempfile::tempdir_in(".").unwrap();
     let file = File::create(dir.path().join("floor")).unwrap();

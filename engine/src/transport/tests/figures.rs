@@ -66,7 +66,7 @@ fn throughput(choice: DriverChoice, off: bool, lane: LaneKind, body_bytes: usize
 }
 
 #[test]
-#[ignore = "figures, by hand"]
+#[ignore = "measures, by hand: cargo test -p ringpair --lib transport::tests::figures -- --ignored --nocapture"]
 fn figures() {
     for choice in choices() {
         for off in [false, true] {

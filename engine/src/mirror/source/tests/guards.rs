@@ -1,0 +1,148 @@
+//! What is never done: a removal by accident, a step outside the roots, a word of a lower epoch taken.
+
+use super::*;
+
+#[test]
+fn an_overflow_leads_to_a_comparison_that_is_counted() {
+    let mut pair = Pair::new(roots("+/m", "", ""));
+    write(pair.a("f"), "1");
+    pair.connect();
+    pair.synced();
+    // What the kernel lost: nobody tells of these.
+    write(pair.a("lost/f"), "2");
+    fs::remove_file(pair.a("f")).unwrap();
+    while pair.source.watcher.as_mut().unwrap().read(&mut Vec::new()).unwrap() > 0 {}
+    pair.source.handle_event(WatchEvent::Overflow);
+    pair.synced();
+    let status = pair.source.status();
+    assert_eq!((status.overflows, status.rescans), (1, 1));
+}
+
+#[test]
+fn a_root_that_vanished_or_was_emptied_removes_nothing() {
+    for how in ["moved", "emptied", "missing", "replaced"] {
+        let mut pair = Pair::new(roots("+/m/root", "", ""));
+        write(pair.a("root/f"), "1");
+        write(pair.a("root/d/g"), "1");
+        if how == "missing" {
+            fs::rename(pair.a("root"), pair.a("away")).unwrap();
+            write(pair.b("root/f"), "1");
+            write(pair.b("root/d/g"), "1");
+        }
+        pair.now += LOOK_EVERY;
+        pair.connect();
+        let problems = pair.sync();
+        assert_eq!(problems.is_empty(), how != "missing", "{problems:?}");
+        match how {
+            "moved" => fs::rename(pair.a("root"), pair.a("away")).unwrap(),
+            "emptied" => {
+                fs::remove_dir_all(pair.a("root/d")).unwrap();
+                fs::remove_file(pair.a("root/f")).unwrap();
+            }
+            "replaced" => {
+                fs::rename(pair.a("root"), pair.a("away")).unwrap();
+                fs::create_dir(pair.a("root")).unwrap();
+            }
+            _ => {}
+        }
+        for round in 0..3 {
+            pair.now += LOOK_EVERY;
+            let problems = pair.sync();
+            assert_eq!(problems.len(), 1, "{how}: {problems:?}");
+            assert!(pair.b("root/f").exists() && pair.b("root/d/g").exists(), "{how} {round}");
+            let status = pair.source.status();
+            assert_eq!(status.state, MirrorState::Failed, "{how}");
+            assert!(status.problems[0].path == "/m/root" && status.problems[0].reason.contains("stay on the backup"));
+            if round == 1 {
+                pair.disconnect();
+                pair.connect();
+            }
+        }
+        fs::create_dir_all(pair.a("root")).unwrap();
+        write(pair.a("root/h"), "there again");
+        pair.now += LOOK_EVERY;
+        pair.source.turn(pair.now);
+        assert_eq!(pair.sync(), [], "{how}");
+        assert!(pair.b("root/h").exists() && !pair.b("root/f").exists(), "{how}");
+    }
+}
+
+// REQ: OPS-096
+#[test]
+fn a_link_swapped_in_on_the_backup_leads_nowhere() {
+    let mut pair = Pair::new(roots("+/m", "", ""));
+    write(pair.a("d/f"), "1");
+    write(pair.temp.path().join("outside/f"), "not yours");
+    pair.connect();
+    pair.synced();
+    fs::rename(pair.b("d"), pair.temp.path().join("d")).unwrap();
+    symlink(pair.temp.path().join("outside"), pair.b("d")).unwrap();
+    write(pair.a("d/f"), "2");
+    write(pair.a("d/g"), "3");
+    assert_eq!(pair.sync(), []);
+    assert_eq!(fs::read(pair.temp.path().join("outside/f")).unwrap(), b"not yours");
+    assert!(!pair.temp.path().join("outside/g").exists());
+    pair.source.rescan();
+    pair.synced();
+}
+
+// REQ: OPS-096
+#[test]
+fn the_sink_refuses_what_lies_outside_and_a_lower_epoch() {
+    let temp = tempfile::tempdir().unwrap();
+    let mut sink = new_sink(temp.path(), 1, None);
+    let at = |text: &str| MirrorPath::parse(text.as_bytes()).unwrap();
+    let set = roots("+/m;/flat", "", "tmp");
+    let hello = |epoch| MirrorMessage::Roots {
+        epoch,
+        session: 1,
+        roots: set.roots().to_vec(),
+        exceptions: vec![b"tmp".to_vec()],
+        devices: false,
+    };
+    let meta = Meta { kind: Kind::Dir, mode: 0o755, uid: 0, gid: 0, size: 0, mtime_s: 1, mtime_ns: 0, rdev: 0 };
+    let file = |kind, size| crate::mirror::Change::File { meta: Meta { kind, size, ..meta }, content: b"x".to_vec() };
+    sink.handle_message(hello(EPOCH), Duration::ZERO).unwrap();
+    assert!(matches!(sink.poll_message(), Some(MirrorMessage::RootsReady { .. })));
+    use crate::mirror::Change;
+    let device = Change::Special(Meta { kind: Kind::CharDevice, rdev: 259, ..meta });
+    for (path, change) in [
+        ("etc/x", file(Kind::File, 1)),
+        ("m", Change::Remove),
+        ("flat/d/x", file(Kind::File, 1)),
+        ("flat/d", Change::Mkdir(meta)),
+        ("m/x", file(Kind::File, 2)),
+        ("m/x", file(Kind::Dir, 1)),
+        ("m/x.tmp", file(Kind::File, 1)),
+        ("m/.ringpair-1.tmp", file(Kind::File, 1)),
+        ("m/dev", device),
+        ("m/a", Change::Rename { to: at("etc/a") }),
+        ("m", Change::Rename { to: at("m/a") }),
+        ("m/none", Change::Meta(Meta { kind: Kind::File, ..meta })),
+    ] {
+        let items = vec![Item { generation: 7, path: at(path), change: change.clone() }];
+        sink.handle_message(MirrorMessage::Items { epoch: EPOCH, items }, Duration::ZERO).unwrap();
+        while sink.turn(Duration::ZERO).unwrap() {}
+        let answer = sink.poll_message();
+        assert!(matches!(answer, Some(MirrorMessage::Failed { generation: 7, .. })), "{path} {change:?}: {answer:?}");
+    }
+    assert_eq!(
+        tree(temp.path()).keys().map(|k| k.escape_ascii().to_string()).collect::<Vec<_>>(),
+        ["b", "b/flat", "b/m"]
+    );
+    let error = sink.handle_message(hello(Epoch(65_535)), Duration::ZERO).unwrap_err();
+    assert!(matches!(error, MirrorError::LowerEpoch { .. }));
+    assert_eq!(sink.poll_message(), Some(MirrorMessage::LowerEpoch { known: EPOCH }));
+}
+
+#[test]
+fn forbidden_directories_are_never_roots() {
+    let temp = tempfile::tempdir().unwrap();
+    let mut base = base(temp.path().into());
+    base.forbidden.push(temp.path().join("m/storage"));
+    fs::create_dir_all(temp.path().join("m/storage")).unwrap();
+    let source = Source::new(SourceOptions { epoch: EPOCH, base, roots: roots("+/m", "", ""), force_inotify: false });
+    let status = source.status();
+    assert_eq!(status.state, MirrorState::Failed);
+    assert!(status.problems[0].reason.contains("storage"), "{status:?}");
+}
