@@ -53,7 +53,17 @@ impl Dirty {
 
     /// Whether there are too many to keep.
     pub fn is_overfull(&self) -> bool {
-        self.marks.len() > MAX_MARKS
+        self.marks.len() + self.times.len() > MAX_MARKS
+    }
+
+    /// Lets go of every mark, since a comparison will find what they stood for; what is under way stays outstanding.
+    pub fn give_up(&mut self) {
+        let Self { marks, times, outstanding, .. } = self;
+        for stamp in marks.values().map(|mark| mark.stamp).chain(times.values().copied()) {
+            outstanding.remove(&stamp);
+        }
+        marks.clear();
+        times.clear();
     }
 
     /// The newest stamp given out.

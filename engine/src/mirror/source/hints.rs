@@ -8,7 +8,12 @@ use std::{sync::Arc, time::Duration};
 use ringpair_fsmon::watch::{WatchEvent, WatchRoot, Watcher};
 use ringpair_wire::mirror::Kind;
 
-use super::{MirrorPath, Move, Source, UNSETTLED, roots::Look};
+use super::{BarrierStage, MirrorPath, Move, Source, UNSETTLED, roots::Look};
+
+/// How many moves may wait to be sent.
+const MAX_MOVES: usize = 65_536;
+/// How many places may wait to be compared.
+const MAX_COMPARISONS: usize = 16_384;
 
 impl Source {
     /// Marks everything anew: first the new watch, then the old one is read for the last time, so that nothing is missed.
@@ -65,8 +70,8 @@ impl Source {
         match watcher.read(&mut events) {
             Ok(count) => {
                 events.into_iter().for_each(|event| self.handle_event(event));
-                if self.dirty.is_overfull() {
-                    self.overflow();
+                if self.dirty.is_overfull() || self.moves.len() > MAX_MOVES || self.to_compare.len() > MAX_COMPARISONS {
+                    self.let_go();
                 }
                 count
             }
@@ -84,12 +89,36 @@ impl Source {
         self.rescan();
     }
 
-    /// Compares every watched root again.
+    /// Too much has changed to be followed one by one: it is let go of, and found again by comparing.
+    fn let_go(&mut self) {
+        self.dirty.give_up();
+        for moved in std::mem::take(&mut self.moves) {
+            self.dirty.settle(moved.stamp);
+        }
+        let roots = &self.roots;
+        self.to_compare.retain(|path| roots.iter().any(|root| root.spec.path == *path));
+        // Whoever waited for what is let go of waits for the comparison, and for what it finds.
+        self.session.compared_at = None;
+        for (_, stage) in &mut self.barriers {
+            if matches!(stage, BarrierStage::Settle(_)) {
+                *stage = BarrierStage::Compare;
+            }
+        }
+        self.overflow();
+    }
+
+    /// The roots to be compared as a whole: what is watched, and what is copied once where that is not done.
+    pub(super) fn compared_roots(&self) -> impl Iterator<Item = MirrorPath> + '_ {
+        let initial = self.session.initial_done != Some(self.session.instance);
+        self.roots.iter().filter(move |root| root.spec.continuous || initial).map(|root| root.spec.path.clone())
+    }
+
+    /// Compares every root again.
     pub(super) fn rescan(&mut self) {
         self.status.rescans += 1;
         tracing::warn!("changes of mirrored files were lost or too many: comparing everything");
-        let watched = self.roots.iter().filter(|root| root.spec.continuous);
-        self.to_compare.extend(watched.map(|root| root.spec.path.clone()));
+        let roots: Vec<_> = self.compared_roots().collect();
+        self.to_compare.extend(roots);
         // A comparison under way may have passed what changed.
         if let Some(comparing) = self.comparing.take_if(|comparing| comparing.verify.is_none()) {
             self.to_compare.insert(comparing.start);
@@ -187,7 +216,8 @@ impl Source {
     pub(super) fn compare_soon(&mut self, path: MirrorPath, is_dir: bool) {
         if !is_dir || self.set.covering(&path, true).is_none() {
             self.dirty.mark(path, true, false, self.now);
-        } else if !self.to_compare.iter().any(|other| path.starts_with(other)) {
+        } else if !std::iter::successors(Some(path.clone()), MirrorPath::parent).any(|at| self.to_compare.contains(&at))
+        {
             self.to_compare.insert(path);
         }
     }

@@ -100,9 +100,8 @@ impl Source {
         self.session.ready = true;
         self.session.instance = instance;
         self.session.problems = problems;
-        let initial = self.session.initial_done != Some(instance);
-        let wanted = self.roots.iter().filter(|root| root.spec.continuous || initial);
-        self.to_compare.extend(wanted.map(|root| root.spec.path.clone()));
+        let roots: Vec<_> = self.compared_roots().collect();
+        self.to_compare.extend(roots);
     }
 
     fn applied(&mut self, generation: u64) {

@@ -247,3 +247,36 @@ fn what_is_written_through_one_name_changes_all() {
     fs::remove_file(pair.a("brief")).unwrap();
     pair.synced();
 }
+
+/// A backup that takes nothing while more changes than are kept: nothing grows, and nothing is lost.
+#[test]
+fn more_changes_than_are_kept_become_one_comparison() {
+    let mut pair = Pair::new(roots("+/m", "", ""));
+    write(pair.a("f"), "1");
+    pair.connect();
+    pair.synced();
+    let path = |text: String| MirrorPath::parse(text.as_bytes()).unwrap();
+    let changed = |path| WatchEvent::Changed { path, unsettled: false, content: true, name: true, subtree: false };
+    pair.source.handle_event(changed(path("m/f".into())));
+    for number in 0..dirty::MAX_MARKS + 5000 {
+        pair.source.handle_event(changed(path(format!("m/no/{number}"))));
+    }
+    pair.source.turn(pair.now);
+    assert!(pair.source.dirty.len() <= dirty::MAX_MARKS, "{}", pair.source.dirty.len());
+    // What no hint told of is found by the comparison.
+    fs::write(pair.a("g"), "2").unwrap();
+    while pair.source.watcher.as_mut().unwrap().read(&mut Vec::new()).unwrap() > 0 {}
+    for number in 0..70_000 {
+        let (from, to) = (path(format!("m/no/{number}")), path(format!("m/no/{}", number + 1)));
+        pair.source.handle_event(WatchEvent::Renamed { from, to, is_dir: false });
+    }
+    for number in 0..20_000 {
+        pair.source.compare_soon(path(format!("m/no/{number}")), true);
+    }
+    for _ in 0..3 {
+        pair.source.turn(pair.now);
+    }
+    assert!(pair.source.moves.is_empty() && pair.source.to_compare.len() <= 1, "{}", pair.source.moves.len());
+    assert_eq!(pair.source.status().rescans, 2, "one comparison for each time, not one a turn");
+    pair.synced();
+}
