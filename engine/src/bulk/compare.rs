@@ -11,11 +11,13 @@ use crate::{
     api::backend::Difference,
     ds::{
         TreeSnapshot,
-        resync::{ResyncClient, ResyncIndex, ResyncServer},
+        resync::{ResyncClient, ResyncIndex, ResyncServer, WINDOW},
         tree::Difference as TreeDifference,
     },
 };
 
+/// How many answers may wait to be sent: a peer that keeps to its window has at most so many.
+const MAX_ANSWERS: usize = 2 * WINDOW;
 /// How many differences are handed on at most.
 const LISTED: usize = 1000;
 
@@ -101,6 +103,12 @@ impl Comparisons {
             return Ok(Vec::new());
         }
         Ok(self.run.take().map(finish).into_iter().collect())
+    }
+
+    /// Whether more of the peer's requests may be taken: not while its answers wait.
+    #[must_use]
+    pub fn can_receive(&self) -> bool {
+        self.answers.len() < MAX_ANSWERS
     }
 
     /// The next message for the peer.

@@ -201,6 +201,10 @@ impl Bulk {
                 self.become_role(Role::Active(Box::new(source)));
             }
             BulkCommand::BecomeBackup { epoch, archive } => {
+                // What the active said to an earlier sink nobody knows any more: a new lane begins with its roots.
+                if let (Role::Backup(_), Some(conn)) = (&self.role, self.conn) {
+                    self.transport.close(conn, now);
+                }
                 let options = SinkOptions { base: self.base.clone(), epoch, instance: self.instance };
                 self.become_role(Role::Backup(Box::new(Sink::new(options, archive))));
             }
@@ -366,11 +370,11 @@ impl Bulk {
             }
         }
         if let Some(conn) = self.conn {
-            let readable = match &self.role {
+            let mirror_takes = match &self.role {
                 Role::Backup(sink) => sink.can_receive(),
                 Role::Idle | Role::Active(_) => true,
             };
-            self.transport.set_reading(conn, readable);
+            self.transport.set_reading(conn, mirror_takes && self.comparisons.can_receive());
             worked |= self.send(conn, now);
         }
         worked
