@@ -246,7 +246,7 @@ pub struct SyncDone {
 /// What `verify` found.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub struct VerifyReport {
-    /// Whether everything compared is equal.
+    /// Whether everything compared is equal: nothing differs, and nothing was changing.
     pub equal: bool,
     /// Objects compared.
     pub objects: u64,

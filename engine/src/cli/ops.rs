@@ -84,12 +84,12 @@ async fn waiting(
     }
 }
 
-/// `verify`: exit 1 when something differs.
+/// `verify`: exit 1 when something differs; what only changed meanwhile is listed, and is no difference (interface §2).
 pub(super) async fn verify(shared: &Shared, client: &Client, deep: bool) -> Result<(), CliError> {
     let deep = deep.then(|| "deep".to_owned());
     let target = with_query("/v1/verify", &[deep, client.timeout_query()]);
     let report = waiting(shared, client.call(Method::POST, &target, nothing()), "comparing").await?;
-    let equal = report["equal"] == true;
+    let differs = differs(&report);
     if shared.json {
         print_json(&report)?;
     } else {
@@ -106,14 +106,30 @@ pub(super) async fn verify(shared: &Shared, client: &Client, deep: bool) -> Resu
                 print(&format!("{what} {}", plain(path)))?;
             }
         }
-        let verdict = if equal { "equal" } else { "DIFFERENT" };
-        let more = if report["truncated"] == true { " (more than are listed)" } else { "" };
-        print(&format!(
-            "{verdict}{more}: {} objects and {} files compared in {} ms",
-            report["objects"], report["files"], report["took_ms"]
-        ))?;
+        print(&verdict(&report))?;
     }
-    if equal { Ok(()) } else { Err(CliError::No) }
+    if differs { Err(CliError::No) } else { Ok(()) }
+}
+
+/// Whether anything differs that was not changing meanwhile.
+fn differs(report: &Json) -> bool {
+    let none = |key: &str| report[key].as_array().is_none_or(Vec::is_empty);
+    report["equal"] != true && (!none("differences") || report["truncated"] == true || none("changing"))
+}
+
+/// The last line of `verify`.
+fn verdict(report: &Json) -> String {
+    let changing = report["changing"].as_array().map_or(0, Vec::len);
+    let verdict = match (differs(report), changing) {
+        (true, _) => "DIFFERENT".to_owned(),
+        (false, 0) => "equal".to_owned(),
+        (false, paths) => format!("nothing differs, but {paths} paths kept changing and could not be compared"),
+    };
+    let more = if report["truncated"] == true { " (more than are listed)" } else { "" };
+    format!(
+        "{verdict}{more}: {} objects and {} files compared in {} ms",
+        report["objects"], report["files"], report["took_ms"]
+    )
 }
 
 /// `why` (OPS-055, OPS-128).
@@ -318,4 +334,28 @@ pub(super) async fn mirror_test(shared: &Shared, client: &Client, path: &Path) -
         print(&format!("{}: {verdict}: {}", plain(&test["path"]), plain(&test["rule"])))?;
     }
     if test["mirrored"] == true { Ok(()) } else { Err(CliError::No) }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn verify_says_equal_only_of_what_was_compared() {
+        let report = |equal: bool, differences: Json, changing: Json, truncated: bool| {
+            json!({"equal": equal, "differences": differences, "changing": changing, "truncated": truncated,
+                "objects": 3, "files": 4, "took_ms": 5})
+        };
+        let different = json!([{"kind": "file", "path": "/x", "what": "content differs"}]);
+        for (report, says, fails) in [
+            (report(true, json!([]), json!([]), false), "equal: 3 objects", false),
+            (report(false, json!([]), json!(["/x"]), false), "nothing differs, but 1 paths kept changing", false),
+            (report(false, different.clone(), json!(["/y"]), false), "DIFFERENT: 3 objects", true),
+            (report(false, different, json!([]), true), "DIFFERENT (more than are listed)", true),
+            (report(false, json!([]), json!([]), false), "DIFFERENT", true),
+        ] {
+            assert!(verdict(&report).starts_with(says), "{}", verdict(&report));
+            assert_eq!(differs(&report), fails, "{report}");
+        }
+    }
 }

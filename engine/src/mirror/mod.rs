@@ -134,6 +134,8 @@ pub struct MirrorDifferences {
     pub different: Vec<Problem>,
     /// How many differences there are beyond those.
     pub more: u64,
+    /// Paths that differed at each of three looks and changed meanwhile; at most [`MAX_PROBLEMS`].
+    pub changing: Vec<MirrorPath>,
     /// What could not be compared.
     pub problems: Vec<Problem>,
 }

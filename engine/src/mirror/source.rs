@@ -15,6 +15,7 @@ mod send;
 mod session;
 #[cfg(test)]
 mod tests;
+mod verify;
 
 use std::{
     collections::{BTreeMap, BTreeSet, HashMap, VecDeque},
@@ -32,6 +33,7 @@ use ringpair_wire::{
     mirror::{Item, Problem},
 };
 use roots::SourceRoot;
+use verify::Verification;
 
 use super::{
     MAX_PROBLEMS, MirrorBase, MirrorDifferences, MirrorError, MirrorMessage, MirrorPath, MirrorState, MirrorStatus,
@@ -171,8 +173,7 @@ pub struct Source {
     to_compare: BTreeSet<MirrorPath>,
     comparing: Option<Comparing>,
     requests: u64,
-    verifying: VecDeque<(u64, bool, MirrorPath)>,
-    differences: BTreeMap<u64, (MirrorDifferences, usize)>,
+    verification: Option<Verification>,
     barriers: VecDeque<(u64, BarrierStage)>,
     /// Files with several names: what is written through one of them changes all.
     links: HashMap<(u64, u64), Linked>,
@@ -219,8 +220,7 @@ impl Source {
             to_compare: BTreeSet::new(),
             comparing: None,
             requests: 0,
-            verifying: VecDeque::new(),
-            differences: BTreeMap::new(),
+            verification: None,
             barriers: VecDeque::new(),
             links: HashMap::new(),
             search: false,
@@ -293,6 +293,7 @@ impl Source {
         let drained = self.drain_watch();
         let mut worked = drained > 0;
         self.advance_barriers();
+        self.judge_verification();
         if self.session.ready {
             self.search_names();
             worked |= self.compare();
@@ -353,19 +354,6 @@ impl Source {
     pub fn barrier(&mut self, id: u64) {
         self.look_at_roots();
         self.barriers.push_back((id, BarrierStage::Drain));
-    }
-
-    /// Asks for a [`SourceEvent::Verified`]: both trees compared, with contents if `deep`.
-    pub fn verify(&mut self, id: u64, deep: bool) {
-        // A root that has just vanished or come back is noticed now, not at the next look.
-        self.look_at_roots();
-        let roots: Vec<_> = self.roots.iter().map(|root| root.spec.path.clone()).collect();
-        if roots.is_empty() {
-            self.events.push_back(SourceEvent::Verified { id, differences: MirrorDifferences::default() });
-            return;
-        }
-        self.differences.insert(id, (MirrorDifferences::default(), roots.len()));
-        self.verifying.extend(roots.into_iter().map(|root| (id, deep, root)));
     }
 
     /// Everything that keeps the mirror from being current, named.

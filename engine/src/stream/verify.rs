@@ -114,14 +114,17 @@ impl Stream {
             path: problem.path.to_string(),
             what: problem.reason.clone(),
         }));
-        let truncated = files.more > 0 || differences.len() > LISTED;
+        let mut changing = objects.changing;
+        changing.extend(files.changing.iter().map(ToString::to_string));
+        let truncated = files.more > 0 || differences.len() > LISTED || changing.len() > LISTED;
         differences.truncate(LISTED);
+        changing.truncate(LISTED);
         let report = VerifyReport {
-            equal: differences.is_empty() && !truncated,
+            equal: differences.is_empty() && changing.is_empty() && !truncated,
             objects: objects.compared,
             files: files.compared,
             differences,
-            changing: objects.changing,
+            changing,
             held_back: Vec::new(),
             truncated,
             took_ms: u64::try_from(run.started.elapsed().as_millis()).unwrap_or(u64::MAX),

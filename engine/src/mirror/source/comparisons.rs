@@ -9,10 +9,10 @@ use ringpair_fsmon::manifest::Difference;
 use ringpair_wire::mirror::Problem;
 
 use super::{
-    MAX_REMEMBERED, MirrorMessage, MirrorPath, SEARCH_EVERY, Source, SourceEvent,
+    MAX_REMEMBERED, MirrorMessage, MirrorPath, SEARCH_EVERY, Source,
     compare::{Comparing, Step},
 };
-use crate::mirror::{MAX_PROBLEMS, lister::TURN_BYTES};
+use crate::mirror::lister::TURN_BYTES;
 
 /// How many paths are compared in one turn.
 const TURN_STEPS: usize = 4096;
@@ -21,12 +21,10 @@ const ENOUGH_MARKS: usize = 16_384;
 
 impl Source {
     pub(super) fn cannot_compare(&mut self, verify: Option<u64>, problem: Problem) {
-        match verify.and_then(|id| self.differences.get_mut(&id)) {
-            Some((differences, _)) if differences.problems.len() < MAX_PROBLEMS => differences.problems.push(problem),
-            None if self.problems.len() < MAX_REMEMBERED => {
-                self.problems.insert(problem.path, problem.reason);
-            }
-            _ => {}
+        match verify {
+            Some(id) => self.verification_problem(id, problem),
+            None if self.problems.len() < MAX_REMEMBERED => drop(self.problems.insert(problem.path, problem.reason)),
+            None => {}
         }
     }
 
@@ -81,7 +79,7 @@ impl Source {
     fn begin_comparison(&mut self) -> bool {
         let (start, verify, deep) = match self.to_compare.pop_first() {
             Some(start) => (start, None, false),
-            None if self.session.synced => match self.verifying.pop_front() {
+            None if self.session.synced => match self.next_verified() {
                 Some((id, deep, root)) => (root, Some(id), deep),
                 None => return false,
             },
@@ -115,22 +113,15 @@ impl Source {
                 if verify.is_some() {
                     self.cannot_compare(verify, Problem { path: start, reason });
                 }
-                self.end_verification(verify);
             }
-            None => self.end_verification(verify),
+            None => {}
         }
         true
     }
 
     fn different(&mut self, verify: Option<u64>, path: MirrorPath, difference: Difference) {
         if let Some(id) = verify {
-            if let Some((differences, _)) = self.differences.get_mut(&id) {
-                if differences.different.len() < MAX_PROBLEMS {
-                    differences.different.push(Problem { path, reason: difference.describe().into() });
-                } else {
-                    differences.more += 1;
-                }
-            }
+            self.verified_different(id, Problem { path, reason: difference.describe().into() });
             return;
         }
         if difference == Difference::OnlyThere
@@ -147,26 +138,12 @@ impl Source {
     fn end_comparison(&mut self) {
         let Some(comparing) = self.comparing.take() else { return };
         if let Some(id) = comparing.verify {
-            if let Some((differences, _)) = self.differences.get_mut(&id) {
-                differences.compared += comparing.steps;
-            }
+            self.verified_paths(id, comparing.steps);
         } else if comparing.whole {
             self.counts.insert(comparing.start, comparing.counted);
         }
         for (inode, path) in comparing.linked {
             self.linked(inode, None, path);
-        }
-        self.end_verification(comparing.verify);
-    }
-
-    fn end_verification(&mut self, verify: Option<u64>) {
-        let Some(id) = verify else { return };
-        let Some((_, left)) = self.differences.get_mut(&id) else { return };
-        *left -= 1;
-        if *left == 0
-            && let Some((differences, _)) = self.differences.remove(&id)
-        {
-            self.events.push_back(SourceEvent::Verified { id, differences });
         }
     }
 

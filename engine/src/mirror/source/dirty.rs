@@ -38,6 +38,8 @@ pub struct Dirty {
     outstanding: BTreeSet<u64>,
     stamp: u64,
     cursor: Option<MirrorPath>,
+    /// Paths that changed, and directories that were renamed, while a verification runs; at most [`MAX_MARKS`].
+    noted: Option<(BTreeSet<MirrorPath>, BTreeSet<MirrorPath>)>,
 }
 
 impl Dirty {
@@ -88,8 +90,35 @@ impl Dirty {
         self.outstanding.remove(&stamp);
     }
 
+    /// From now on, or no longer, it is remembered what changes.
+    pub fn note_changes(&mut self, on: bool) {
+        self.noted = on.then(Default::default);
+    }
+
+    /// Whether a path was marked, or renamed with what holds it, since [`Self::note_changes`].
+    pub fn has_changed(&self, path: &MirrorPath) -> bool {
+        self.noted.as_ref().is_some_and(|(marked, moved)| {
+            marked.contains(path)
+                || std::iter::successors(Some(path.clone()), MirrorPath::parent).any(|at| moved.contains(&at))
+        })
+    }
+
+    /// Everything at and below a path may have changed.
+    pub fn note_moved(&mut self, path: &MirrorPath) {
+        if let Some((_, moved)) = self.noted.as_mut().filter(|(_, moved)| moved.len() < MAX_MARKS) {
+            moved.insert(path.clone());
+        }
+    }
+
+    fn note(&mut self, path: &MirrorPath) {
+        if let Some((marked, _)) = self.noted.as_mut().filter(|(marked, _)| marked.len() < MAX_MARKS) {
+            marked.insert(path.clone());
+        }
+    }
+
     /// Marks a path; a mark that is there becomes the stronger of both and keeps its stamp.
     pub fn mark(&mut self, path: MirrorPath, content: bool, compared: bool, not_before: Duration) {
+        self.note(&path);
         if let Some(mark) = self.marks.get_mut(&path) {
             mark.content |= content;
             mark.compared |= compared;
@@ -125,6 +154,7 @@ impl Dirty {
 
     /// A directory's times changed.
     pub fn touch(&mut self, dir: MirrorPath) {
+        self.note(&dir);
         if !self.times.contains_key(&dir) {
             let stamp = self.stamp();
             self.times.insert(dir, stamp);
@@ -197,6 +227,8 @@ impl Dirty {
 
     /// What was at and below `from` is at `to` now.
     pub fn rename(&mut self, from: &MirrorPath, to: &MirrorPath) {
+        self.note_moved(from);
+        self.note_moved(to);
         let moved: Vec<_> = self
             .marks
             .range(from.clone()..)

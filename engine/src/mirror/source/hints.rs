@@ -118,6 +118,7 @@ impl Source {
         self.status.rescans += 1;
         tracing::warn!("changes of mirrored files were lost or too many: comparing everything");
         let roots: Vec<_> = self.compared_roots().collect();
+        roots.iter().for_each(|root| self.dirty.note_moved(root));
         self.to_compare.extend(roots);
         // A comparison under way may have passed what changed.
         if let Some(comparing) = self.comparing.take_if(|comparing| comparing.verify.is_none()) {
@@ -208,12 +209,15 @@ impl Source {
             }
             return;
         }
+        self.dirty.note_moved(&a);
+        self.dirty.note_moved(&b);
         let stamp = self.dirty.stamp();
         self.moves.push_back(Move { from: a, to: b, exchange: true, is_dir: true, stamp });
     }
 
     /// Compares a path and what is below it once what is being compared now is done; a file is looked at.
     pub(super) fn compare_soon(&mut self, path: MirrorPath, is_dir: bool) {
+        self.dirty.note_moved(&path);
         if !is_dir || self.set.covering(&path, true).is_none() {
             self.dirty.mark(path, true, false, self.now);
         } else if !std::iter::successors(Some(path.clone()), MirrorPath::parent).any(|at| self.to_compare.contains(&at))

@@ -7,7 +7,7 @@ use std::time::Duration;
 
 use ringpair_wire::mirror::Problem;
 
-use super::{BarrierStage, MirrorDifferences, MirrorError, MirrorMessage, MirrorPath, Session, Source, SourceEvent};
+use super::{BarrierStage, MirrorError, MirrorMessage, Session, Source, SourceEvent};
 use crate::mirror::MAX_PROBLEMS;
 
 impl Source {
@@ -46,12 +46,7 @@ impl Source {
         for (_, stage) in &mut self.barriers {
             *stage = BarrierStage::Drain;
         }
-        self.verifying.clear();
-        for (id, (mut differences, _)) in std::mem::take(&mut self.differences) {
-            let reason = "the connection to the backup was lost".into();
-            differences.problems.push(Problem { path: MirrorPath::default(), reason });
-            self.events.push_back(SourceEvent::Verified { id, differences });
-        }
+        self.abandon_verification("the connection to the backup was lost");
     }
 
     /// Takes a message of the backup.
@@ -180,13 +175,5 @@ impl Source {
         self.barriers.remove(at);
         let unreplicated = self.named_problems().take(MAX_PROBLEMS).collect();
         self.events.push_back(SourceEvent::BarrierDone { id, unreplicated });
-    }
-}
-
-impl MirrorDifferences {
-    /// Whether nothing differs and everything could be compared.
-    #[must_use]
-    pub fn is_identical(&self) -> bool {
-        self.different.is_empty() && self.problems.is_empty()
     }
 }

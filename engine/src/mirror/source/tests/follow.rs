@@ -251,7 +251,8 @@ fn what_is_written_through_one_name_changes_all() {
 /// A backup that takes nothing while more changes than are kept: nothing grows, and nothing is lost.
 #[test]
 fn more_changes_than_are_kept_become_one_comparison() {
-    let mut pair = Pair::new(roots("+/m", "", ""));
+    // By inotify: no other test's changes are in its queue.
+    let mut pair = Pair::at("/dev/shm", roots("+/m", "", ""), true);
     write(pair.a("f"), "1");
     pair.connect();
     pair.synced();
@@ -279,4 +280,45 @@ fn more_changes_than_are_kept_become_one_comparison() {
     assert!(pair.source.moves.is_empty() && pair.source.to_compare.len() <= 1, "{}", pair.source.moves.len());
     assert_eq!(pair.source.status().rescans, 2, "one comparison for each time, not one a turn");
     pair.synced();
+}
+
+/// A file that changes faster than it can be compared is neither equal nor different; one that differs unnoticed is
+/// different, whatever else goes on.
+#[test]
+fn verify_tells_what_changes_from_what_differs() {
+    let mut pair = Pair::new(roots("+/m", "", ""));
+    for name in ["calm", "busy", "broken"] {
+        write(pair.a(name), "1");
+    }
+    pair.connect();
+    pair.synced();
+    fs::write(pair.b("broken"), "damaged on the backup").unwrap();
+    pair.source.verify(1, true);
+    let mut writes = 0_u32;
+    let found = loop {
+        writes += 1;
+        fs::write(pair.a("busy"), writes.to_string().repeat(1 + writes as usize % 7)).unwrap();
+        pair.now += Duration::from_millis(1);
+        pair.source.turn(pair.now);
+        // Listings go through, contents do not: whatever is changed now stays on its way.
+        while pair.source.poll_announcement().is_some() {}
+        while let Some(message) = pair.source.poll_message() {
+            if matches!(message, MirrorMessage::ManifestRequest { .. }) {
+                pair.deliver(message).unwrap();
+            }
+        }
+        pair.sink.turn(pair.now).unwrap();
+        while let Some(message) = pair.sink.poll_message() {
+            pair.source.handle_message(message, pair.now).unwrap();
+        }
+        match pair.source.poll_event() {
+            Some(SourceEvent::Verified { differences, .. }) => break differences,
+            Some(other) => panic!("{other:?}"),
+            None => assert!(writes < 10_000, "it never ends"),
+        }
+    };
+    let different: Vec<_> = found.different.iter().map(|it| it.path.to_string()).collect();
+    assert_eq!(different, ["/m/broken"], "{found:?}");
+    assert!(found.changing.iter().any(|path| path.to_string() == "/m/busy"), "{found:?}");
+    assert!(!found.is_identical());
 }
