@@ -109,12 +109,8 @@ impl Source {
                 self.ask_credit(credit);
             }
             // A root that is not open is named in the status, and compared when it is.
-            Some(Err(reason)) => {
-                if verify.is_some() {
-                    self.cannot_compare(verify, Problem { path: start, reason });
-                }
-            }
-            None => {}
+            Some(Err(reason)) if verify.is_some() => self.cannot_compare(verify, Problem { path: start, reason }),
+            Some(Err(_)) | None => {}
         }
         true
     }
