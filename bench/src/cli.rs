@@ -17,14 +17,15 @@ use crate::{
     Plan,
     error::{Doing, Error, Result},
     figure::Figure,
-    floor, host, page, process, stream, tree,
+    floor, host, idle, page, process, stream, tree,
 };
 
 /// One scenario.
 type Scenario = fn(&Plan) -> Result<Vec<Figure>>;
 
 /// What can be measured.
-const SCENARIOS: [(&str, Scenario); 3] = [("floor", floor::run), ("stream", stream::run), ("tree", tree::run)];
+const SCENARIOS: [(&str, Scenario); 4] =
+    [("floor", floor::run), ("idle", idle::run), ("stream", stream::run), ("tree", tree::run)];
 /// Runs without `--runs`, and with `--quick`.
 const RUNS: [usize; 2] = [5, 2];
 
@@ -32,7 +33,7 @@ const RUNS: [usize; 2] = [5, 2];
 #[derive(Debug, Parser)]
 #[command(name = "ringpair-bench", version)]
 struct Options {
-    /// floor, stream or tree; or report, which makes one HTML page of results
+    /// floor, idle, stream or tree; or report, which makes one HTML page of results
     scenario: String,
     /// The results that `report` shows
     files: Vec<PathBuf>,

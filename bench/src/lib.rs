@@ -9,6 +9,7 @@ pub mod error;
 pub mod figure;
 pub mod floor;
 pub mod host;
+pub mod idle;
 pub mod load;
 pub mod page;
 pub mod peers;

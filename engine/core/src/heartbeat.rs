@@ -194,6 +194,18 @@ impl Node {
             HeldRight { grant: id.number, promise_ms: u32::try_from(promise.as_millis()).unwrap_or(u32::MAX) }
         });
         self.beat(path, Some(beat.stamp), held);
+        self.beat_in_step();
+    }
+
+    /// The backup sends its own heartbeats in the turn that answers the active's, so that an idle pair wakes once for
+    /// both: with a little patience for the active's next one.
+    fn beat_in_step(&mut self) {
+        let patience = self.config.heartbeat / 8;
+        if self.beat_due <= self.now.plus(patience) {
+            self.beat_due = self.now;
+            self.check_beats();
+            self.beat_due = self.now.plus(self.config.heartbeat + patience);
+        }
     }
 
     /// The active's side, or that of two members without one.

@@ -66,7 +66,7 @@ enum State {
 pub struct Supervisor {
     config: SupervisorConfig,
     state: State,
-    /// The last turn of the supervisor itself; a gap of more than H is a pause of its own.
+    /// The last turn of the supervisor itself.
     turned: Instant,
     /// Since when the worker is silent.
     heard: Instant,
@@ -163,12 +163,12 @@ impl Supervisor {
         }
     }
 
-    /// The time of the next [`Self::handle_timeout`]; `None`: nothing is due. While a worker runs it lies at most H/2
-    /// ahead, so that a longer gap is a pause of the supervisor's own.
+    /// The time of the next [`Self::handle_timeout`]; `None`: nothing is due. While a worker runs it lies at most
+    /// [`Self::rest`] ahead, so that a gap longer by H/2 is a pause of the supervisor's own.
     #[must_use]
     pub fn poll_timeout(&self) -> Option<Instant> {
         let due = match self.state {
-            State::Running => Some(self.heard.plus(self.lease()).min(self.turned.plus(self.config.heartbeat / 2))),
+            State::Running => Some(self.heard.plus(self.lease()).min(self.turned.plus(self.rest()))),
             State::BackingOff { until }
             | State::Starting { until }
             | State::Answering { until }
@@ -211,9 +211,15 @@ impl Supervisor {
         matches!(self.state, State::Starting { .. } | State::Running)
     }
 
-    /// After a gap of more than H between its own turns the supervisor counts the worker's silence anew.
+    /// The longest that it rests by itself: a little more than H, so that the word of a healthy worker comes before.
+    fn rest(&self) -> Duration {
+        self.config.heartbeat * 5 / 4
+    }
+
+    /// After a pause of its own the supervisor counts the worker's silence anew (protocol §5). What it can miss, H/2 and
+    /// the rest before, is less than L.
     fn note_own_turn(&mut self, now: Instant) {
-        if now.since(self.turned) > self.config.heartbeat {
+        if now.since(self.turned) > self.rest() + self.config.heartbeat / 2 {
             self.heard = now;
         }
         self.turned = now;

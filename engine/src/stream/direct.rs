@@ -3,7 +3,7 @@
 //! Its role follows the core's: source while active, sink while backup, idle otherwise. Never: an order that the core
 //! has not decided.
 
-use ringpair_core::{Completion, Instant};
+use ringpair_core::{Completion, Instant, status::Status};
 use ringpair_wire::{codec::Codec, control::Role, id::Position, lane::MessageKind};
 
 use super::{BulkTold, Stream, requests::parameters_path};
@@ -19,8 +19,7 @@ const ANNOUNCE_BELOW_BYTES: usize = 4 << 20;
 
 impl Stream {
     /// Tells the bulk thread what has changed of role, roots and lane.
-    pub(super) fn direct_bulk(&mut self, now: Instant) {
-        let Some(status) = self.node.status(now) else { return };
+    pub(super) fn direct_bulk(&mut self, status: &Status) {
         let role = status.role;
         let lane = self.lanes.data_path().filter(|_| role != Role::None).map(|path| (path, role == Role::Backup));
         if lane != self.bulk_told.lane {
@@ -43,6 +42,10 @@ impl Stream {
 
     /// CustomMirrorDir takes effect at once (PAR-007, REP-031).
     fn parameters_changed(&mut self) {
+        let position = self.applier.tree().position();
+        if std::mem::replace(&mut self.parameters_seen, position) == position {
+            return;
+        }
         let entry = self.applier.tree().snapshot().get(&parameters_path()).cloned();
         let same = match (&entry, &self.parameters_at) {
             (Some(new), Some(old)) => std::sync::Arc::ptr_eq(new, old),

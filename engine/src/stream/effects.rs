@@ -49,7 +49,7 @@ impl Stream {
                 let may_answer = self.node.may_answer(super::now());
                 self.writes.answer(write, outcome, may_answer);
             }
-            Effect::CommandDone { command, result } => self.command_done(command, result, now),
+            Effect::CommandDone { command, result } => self.command_done(command, result),
             Effect::CreateHistory { history } => self.create_history(history, now),
             Effect::AppendEpoch { start } => self.append_epoch(start, now),
             // Every admitted record is in a frame before the core hears of anything else: there is nothing to drop.

@@ -38,7 +38,7 @@ use ringpair_core::{
 use ringpair_wire::{
     compress::Compression,
     control::Role,
-    id::{Epoch, Seq},
+    id::{Epoch, Position, Seq},
     lane::PathKind,
 };
 
@@ -184,6 +184,8 @@ pub struct Stream {
     contents: contents::Contents,
     /// From which record on contents are missing, as the core was told.
     missing_told: Option<Seq>,
+    /// Through where the tree was searched for newer ones.
+    parameters_seen: Position,
     /// A resynchronization under way: what it takes over.
     resync: Option<storage::ResyncRun>,
     fill_parameters: bool,
@@ -262,6 +264,7 @@ impl Stream {
             parameters_at: None,
             contents,
             missing_told: None,
+            parameters_seen: Position::default(),
             resync: None,
             fill_parameters: false,
             ready_said: false,
@@ -506,14 +509,16 @@ impl Stream {
         self.writes.expire(std_now);
         self.pending.expire(std_now);
         self.verifier.expire(std_now);
-        self.direct_bulk(now);
-        self.tell_supervisor(now);
-        self.release_changes(now);
-        self.handed_over(now);
         self.checkpoint(now);
         self.look_at_contents(now);
+        // One look at the core for all who say what this member is.
+        let Some(status) = self.node.status(now) else { return };
+        self.direct_bulk(&status);
+        self.tell_supervisor(&status, now);
+        self.release_changes(&status);
+        self.handed_over(&status);
         if now.since(self.published) >= PUBLISH_EVERY || self.role_changed() {
-            self.publish(now);
+            self.publish(&status, now);
         }
     }
 }

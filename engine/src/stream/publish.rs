@@ -2,7 +2,7 @@
 //!
 //! Always: published at most every [`super::PUBLISH_EVERY`], and at once when the role changes.
 
-use ringpair_core::Instant;
+use ringpair_core::{Instant, status::Status};
 use ringpair_wire::control::Role;
 
 use super::{Stream, report};
@@ -18,11 +18,10 @@ impl Stream {
     }
 
     /// Watchers get what has become durable.
-    pub(super) fn release_changes(&mut self, now: Instant) {
+    pub(super) fn release_changes(&mut self, status: &Status) {
         if !self.changes.is_watched() {
             return;
         }
-        let Some(status) = self.node.status(now) else { return };
         let [_, synced, applied] = status.local;
         let through = match status.role {
             Role::Active if !status.alone => status.peer.durable,
@@ -45,9 +44,8 @@ impl Stream {
     }
 
     /// Publishes the status document.
-    pub(super) fn publish(&mut self, now: Instant) {
+    pub(super) fn publish(&mut self, core: &Status, now: Instant) {
         self.published = now;
-        let Some(core) = self.node.status(now) else { return };
         if core.position.seq > core.peer.durable && core.role == Role::Active {
             self.lagging_since.get_or_insert(now);
         } else {
@@ -74,9 +72,7 @@ impl Stream {
             lag_ms,
             counters: self.counters(),
         };
-        if let Some(status) = report::status(&self.node, now, &parts) {
-            self.status.publish(status);
-        }
+        self.status.publish(report::status(core, self.node.switch_blockers(now), &parts));
     }
 
     pub(super) fn counters(&self) -> std::collections::BTreeMap<String, u64> {

@@ -5,7 +5,7 @@
 use std::{collections::BTreeMap, time::SystemTime};
 
 use ringpair_core::{
-    Config as CoreConfig, Instant, Node,
+    Config as CoreConfig,
     event::{Event as CoreEvent, EventCode},
     persisted::LastSwitch as PersistedSwitch,
     status::{PairMode as CorePairMode, PathStatus, Status as CoreStatus},
@@ -178,15 +178,13 @@ fn ds_status(core: &CoreStatus, lag_ms: u64) -> DsStatus {
     }
 }
 
-/// The whole document at `now`.
+/// The whole document, of what the core says and what speaks against a switch.
 #[must_use]
-pub fn status(node: &Node, now: Instant, parts: &Parts<'_>) -> Option<Status> {
-    let core = node.status(now)?;
+pub fn status(core: &CoreStatus, mut blockers: Vec<control::Blocker>, parts: &Parts<'_>) -> Status {
     let config = parts.config;
     let mut warnings: Vec<Warning> =
         core.warnings.iter().map(|warning| Warning { code: warning.code.into(), text: warning.text.clone() }).collect();
     warnings.extend_from_slice(parts.warnings);
-    let mut blockers = node.switch_blockers(now);
     blockers.extend(parts.blockers.iter().cloned());
     let millis = |duration: std::time::Duration| u64::try_from(duration.as_millis()).unwrap_or(u64::MAX);
     let mut connections = Connections {
@@ -196,7 +194,7 @@ pub fn status(node: &Node, now: Instant, parts: &Parts<'_>) -> Option<Status> {
     if let Some(dscp) = parts.bulk_dscp {
         connections.main.lanes.insert(LaneKind::Bulk.name().into(), dscp);
     }
-    Some(Status {
+    Status {
         pair: config.pair.clone(),
         member: config.member.to_string(),
         name: config.own().name.clone(),
@@ -218,7 +216,7 @@ pub fn status(node: &Node, now: Instant, parts: &Parts<'_>) -> Option<Status> {
             reachable: core.peer.reachable,
         },
         connections,
-        ds: ds_status(&core, parts.lag_ms),
+        ds: ds_status(core, parts.lag_ms),
         mirror: mirror_status(parts.mirror),
         module: None,
         warnings,
@@ -239,7 +237,7 @@ pub fn status(node: &Node, now: Instant, parts: &Parts<'_>) -> Option<Status> {
             SecurityMode::Off => "off".into(),
         },
         counters: parts.counters.clone(),
-    })
+    }
 }
 
 fn last_switch(switch: &PersistedSwitch, config: &Config) -> LastSwitch {

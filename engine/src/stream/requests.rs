@@ -11,6 +11,7 @@ use std::{
 use ringpair_core::{
     Instant,
     input::{Command, CommandToken, Refusal},
+    status::Status,
 };
 use ringpair_wire::{
     control::{Role, SwitchMode},
@@ -333,13 +334,12 @@ impl Stream {
     }
 
     /// The end of a command of the core.
-    pub(super) fn command_done(&mut self, token: CommandToken, result: Result<(), Refusal>, now: Instant) {
+    pub(super) fn command_done(&mut self, token: CommandToken, result: Result<(), Refusal>) {
         let Some((deadline, waiting)) = self.pending.waiting.remove(&token) else { return };
         match waiting {
             Waiting::Switch { reply, started, from } => match result.map_err(writes::failure) {
                 Ok(()) => {
                     self.pending.handing_over = Some(HandingOver { reply, started, from, deadline });
-                    self.handed_over(now);
                 }
                 Err(failure) => {
                     self.events.append(Event::new("request", self.node.epoch().0, format!("no switch: {failure}")));
@@ -352,8 +352,7 @@ impl Stream {
     }
 
     /// Answers a switch that was done, as soon as the other member is known to be active.
-    pub(super) fn handed_over(&mut self, now: Instant) {
-        let Some(status) = self.node.status(now) else { return };
+    pub(super) fn handed_over(&mut self, status: &Status) {
         let own = &self.config.own().name;
         let is_done = |over: &mut HandingOver| {
             let role = if over.from == *own { status.peer.role } else { status.role };

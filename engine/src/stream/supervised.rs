@@ -3,7 +3,7 @@
 //! Always: the supervisor hears at least every H that the loop turns, and at once what the worker has become. The end of
 //! the link ends the member in a controlled way. Never: a wait for the supervisor.
 
-use ringpair_core::{Instant, input::Command, supervisor::WorkerStatus};
+use ringpair_core::{Instant, input::Command, status::Status, supervisor::WorkerStatus};
 use ringpair_wire::{control::Role, id::Position};
 
 use super::{Stream, now, op_kind};
@@ -65,8 +65,7 @@ impl Stream {
     }
 
     /// Tells the supervisor what this worker is, and that it turns.
-    pub(super) fn tell_supervisor(&mut self, now: Instant) {
-        let Some(status) = self.node.status(now) else { return };
+    pub(super) fn tell_supervisor(&mut self, status: &Status, now: Instant) {
         let told = WorkerStatus {
             role: status.role,
             epoch: status.epoch,

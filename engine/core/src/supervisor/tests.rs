@@ -225,14 +225,16 @@ fn a_pause_of_its_own_kills_nobody() {
 }
 
 #[test]
-fn the_supervisor_turns_often_enough_to_know_its_own_pauses() {
+fn the_supervisor_rests_until_the_workers_word_and_no_pause_of_both_costs_the_worker_its_life() {
     let mut s = running();
-    let mut now = at(0);
-    for _ in 0..100 {
-        let due = s.poll_timeout().unwrap();
-        assert!(due.since(now) <= Duration::from_millis(50));
-        now = due;
-        s.handle(now, Input::Turn);
+    assert_eq!(s.poll_timeout(), Some(at(125)), "a word every 100 ms comes first");
+    let mut now = 0;
+    for pause in (0..2_000).step_by(7) {
+        // Both slept for so long; the supervisor wakes first, late for its own turn, and the worker's word follows.
+        now += pause.max(125);
+        assert_eq!(s.handle_timeout(at(now)), [], "{pause}");
+        assert_eq!(s.handle(at(now + 20), Input::Turn), []);
+        now += 20;
     }
 }
 
