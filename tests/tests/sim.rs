@@ -58,6 +58,7 @@ fn run_all(seeds: &[u64]) -> Vec<Result<Outcome, Box<Failure>>> {
 #[test]
 fn a_thousand_seeds_keep_every_rule() {
     // REQ: protocol §1 to §11, design §11 (1, 2, 3, 4)
+    // REQ: SM-005 (each host has its own clock), REP-212 (checkers/hooks.rs)
     let seeds: Vec<u64> = (0..SEEDS).collect();
     let outcomes = run_all(&seeds);
     let failures: Vec<String> =

@@ -12,6 +12,7 @@ use ringpair_tests::sim::{
 use ringpair_wire::{
     control::{Role, State},
     id::MemberId,
+    lane::PathKind,
 };
 
 const A: usize = 0;
@@ -199,5 +200,20 @@ fn one_lane_is_reset() {
         assert!((0..2).all(|m| line.world.net.up[m][slot as usize].is_some()), "{slot:?} is up again");
         let (a, b) = (line.status(A), line.status(B));
         assert_eq!((a.epoch, a.right, b.right), (epoch, right, right), "{slot:?}: the same right");
+    }
+}
+
+#[test]
+fn one_path_is_enough() {
+    // REQ: SM-229, protocol §5: no suspicion while either address is heard
+    for path in PathKind::ALL {
+        let mut line = Timeline::begin(Fault::Cut(Some(path)));
+        let (epoch, right) = (line.status(A).epoch, line.status(A).right);
+        for ms in 1..2_000 {
+            line.run_to(ms);
+            assert!(line.status(A).exclusive && !line.status(A).alone, "without {path:?} at {ms} ms");
+            assert_eq!((line.status(B).state, line.status(B).right), (State::Backup, right), "at {ms} ms");
+        }
+        assert_eq!(line.status(B).epoch, epoch);
     }
 }

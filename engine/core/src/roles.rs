@@ -79,7 +79,7 @@ mod tests {
 
     #[test]
     fn nothing_leaves_stopping_and_only_stepping_down_leaves_primary() {
-        // REQ: SM-017, SM-093, SM-095, SM-096
+        // REQ: SM-017, SM-019, SM-093, SM-095, SM-096
         for cause in Cause::ALL {
             assert_eq!(next_state(State::Stopping, cause), None);
             let expected = match cause {

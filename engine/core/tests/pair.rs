@@ -55,13 +55,14 @@ fn two_empty_members_make_a_pair() {
 
 #[test]
 fn the_host_loses_power() {
-    // REQ: protocol §12 row 2, SM-084, SM-099
+    // REQ: protocol §12 row 2, SM-021, SM-084, SM-087, SM-099
     let mut pair = in_sync();
     pair.power_off(A);
     pair.run_until_ms(399);
     assert_eq!(pair.status(B).state, State::Backup);
     pair.run_until_ms(400);
     assert_eq!(pair.status(B).state, State::Reconnecting, "suspicion at r0 + 400");
+    assert_eq!(pair.role(B), Role::Backup, "a backup that reconnects, and says so");
     pair.run_until_ms(699);
     assert_ne!(pair.role(B), Role::Active);
     pair.run_until_ms(700);
@@ -76,7 +77,7 @@ fn the_host_loses_power() {
 
 #[test]
 fn the_worker_is_killed_and_the_supervisor_releases() {
-    // REQ: protocol §7, §12 row 1
+    // REQ: protocol §7, §12 row 1, SM-037
     let mut pair = in_sync();
     let epoch = pair.status(A).epoch;
     let fetched = pair.write_unsent(A);
@@ -113,7 +114,7 @@ fn a_release_at_once_is_exclusive_only_after_the_promise() {
 
 #[test]
 fn both_directions_are_cut() {
-    // REQ: protocol §12 row 3, §5, SM-163
+    // REQ: protocol §12 row 3, §5, SM-040, SM-162, SM-163, REP-230
     let mut pair = in_sync();
     pair.cut(A, B, true);
     pair.cut(B, A, true);
@@ -136,6 +137,9 @@ fn both_directions_are_cut() {
     pair.cut(B, A, false);
     pair.run_until_ms(2_101);
     assert_ne!(pair.role(A), Role::Active, "at heal 503");
+    let logged = |member: &str, what: &str| pair.log.iter().any(|line| line.starts_with(member) && line.contains(what));
+    assert!(logged("A", "stepped-down: ceases to be active in epoch 65537: epoch 131072 exists"), "{:#?}", pair.log);
+    assert!(logged("B", "promotion: Loss of Connection to Notifier: switch initiated"), "{:#?}", pair.log);
     pair.run_until_ms(6_000);
     assert_eq!((pair.role(A), pair.role(B)), (Role::Backup, Role::Active), "{:#?}", pair.log);
     assert_eq!(pair.archived(A), vec![2, 3], "what A had alone is in its archive");
@@ -145,7 +149,7 @@ fn both_directions_are_cut() {
 
 #[test]
 fn only_a_to_b_is_cut() {
-    // REQ: protocol §12 row 4
+    // REQ: protocol §12 row 4, SM-040
     let mut pair = in_sync();
     pair.cut(A, B, true);
     pair.run_until_ms(699);
@@ -468,7 +472,7 @@ fn records_of_an_epoch_used_again_are_archived() {
 
 #[test]
 fn manual_mode_never_promotes_by_itself() {
-    // REQ: SM-129, SM-141
+    // REQ: SM-087, SM-129, SM-141
     let mut pair = in_sync();
     pair.command(A, Command::SetMode(SwitchMode::Manual));
     pair.run_ms(10);
@@ -485,7 +489,7 @@ fn manual_mode_never_promotes_by_itself() {
 
 #[test]
 fn an_isolated_backup_does_not_promote_and_an_isolated_active_demotes_itself() {
-    // REQ: SM-128, protocol §5
+    // REQ: SM-087, SM-128, REP-209, protocol §5
     let mut pair = in_sync();
     pair.cut(A, B, true);
     pair.cut(B, A, true);
@@ -502,7 +506,7 @@ fn an_isolated_backup_does_not_promote_and_an_isolated_active_demotes_itself() {
 
 #[test]
 fn a_stop_of_the_active_releases_and_of_the_backup_gives_back() {
-    // REQ: protocol §7, §3
+    // REQ: protocol §7, §3, SM-041
     let mut pair = in_sync();
     pair.command(A, Command::Stop);
     pair.run_until_ms(60);

@@ -76,6 +76,8 @@ pub struct Pair {
     pub delay: (u64, u64),
     /// How long a comparison by digests takes.
     pub compare_ms: u64,
+    /// What each member's configuration changes of the `fast` profile, from its next start on.
+    pub configure: [fn(&mut Config); 2],
     done: BTreeMap<u64, Result<(), Refusal>>,
     pub log: Vec<String>,
     steps: u32,
@@ -102,6 +104,7 @@ impl Pair {
             written: BTreeMap::new(),
             delay: (0, 0),
             compare_ms: 0,
+            configure: [|_| {}; 2],
             done: BTreeMap::new(),
             log: Vec::new(),
             steps: 0,
@@ -127,7 +130,9 @@ impl Pair {
         let m = &mut self.members[member];
         m.exited = false;
         m.supervised = false;
-        let mut node = Node::new(Config { release: "1".into(), ..Config::fast(id(member)) });
+        let mut config = Config { release: "1".into(), ..Config::fast(id(member)) };
+        (self.configure[member])(&mut config);
+        let mut node = Node::new(config);
         let mut epochs: Vec<EpochStart> = Vec::new();
         let mut end = m.base;
         for frame in &m.journal {
@@ -319,6 +324,23 @@ impl Pair {
             m.history = history;
             self.complete(member, Completion::Resynced(work, position));
         }
+    }
+
+    /// Both ping connections of a member end, or stand again.
+    pub fn pings(&mut self, member: usize, up: bool) {
+        for (path, lane) in LANES.into_iter().filter(|(_, lane)| *lane == LaneKind::Ping) {
+            self.at(self.now, member, Item::Lane(path, lane, up));
+        }
+    }
+
+    /// A frame comes on a member's ds lane that would continue its journal.
+    pub fn offer_frame(&mut self, member: usize) -> FrameVerdict {
+        let (end, history) = (self.end(member), self.persisted(member).history.unwrap_or_default());
+        let position = Position { seq: Seq(end.seq.0 + 1), chain: ChainHash(1), ..end };
+        let (epoch, prev) = (end.epoch, end.chain);
+        let frame = FrameMeta { history, epoch, first: position.seq, count: 1, prev, end: position, bytes: 100 };
+        let now = Instant(self.now);
+        self.members[member].node.as_mut().expect("runs").handle_frame(now, Channel::Ds, &frame)
     }
 
     /// Both members take a newer connection for their ds lane.
