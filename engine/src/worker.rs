@@ -223,6 +223,7 @@ fn stream_thread(
     let (backend, requests) = Backend::new(BackendParts {
         tree: opened.tree.clone(),
         content: opened.contents.clone(),
+        archive: opened.archive.clone(),
         status: status.clone(),
         events: opened.events.clone(),
         default_ack: config.ack.level,

@@ -5,6 +5,7 @@
 //! recognised by its closed reply and may be dropped. Must never: decide anything about roles here.
 
 use std::{
+    path::PathBuf,
     sync::Arc,
     time::{Duration, Instant},
 };
@@ -22,7 +23,7 @@ use crate::{
         events::EventLog,
         status::{Blocker, MirrorStatus, Mode, Role, Status, StatusCell},
     },
-    ds::{ContentStore, Entry, TreeHandle, edit::Operation},
+    ds::{ContentStore, Entry, TreeHandle, archive::DivergenceArchive, edit::Operation},
 };
 
 /// How many requests may wait for the stream thread; beyond, callers are answered 429.
@@ -66,6 +67,16 @@ pub enum Failure {
     /// 429: back-pressure.
     #[error("too much is waiting already")]
     Busy {
+        /// When to come back.
+        retry_after_s: u32,
+    },
+    /// 429: the disk of the storage directory is full; nothing was changed.
+    #[error(
+        "the disk of storage.dir = {dir:?} is full: nothing was changed. Try: making room there; writes are taken again by themselves"
+    )]
+    NoRoom {
+        /// `[storage] dir`.
+        dir: PathBuf,
         /// When to come back.
         retry_after_s: u32,
     },
@@ -131,15 +142,6 @@ pub enum Request {
     },
     /// A subscription to changes.
     Watch(WatchRequest),
-    /// What is in the divergence archive.
-    DivergenceList(Reply<serde_json::Value>),
-    /// One entry of the divergence archive, whole, as JSON.
-    DivergenceShow {
-        /// As listed.
-        id: String,
-        /// Answered 404 where there is none.
-        reply: Reply<serde_json::Value>,
-    },
     /// What is mirrored and what is left out.
     MirrorList(Reply<MirrorList>),
     /// Whether a path is mirrored, and by which rule not. The path is bytes, not UTF-8.
@@ -230,7 +232,8 @@ pub struct SwitchDone {
     pub epoch: u64,
     /// From the command to the new active's answer.
     pub took_ms: u64,
-    /// For how long no member accepted writes.
+    /// For how long no member accepted writes: from the refusal of writes here to the other member's word that it is
+    /// active. Where the command was given on the backup, which does not see the first, the whole time.
     pub pause_ms: u64,
 }
 
@@ -360,6 +363,8 @@ pub struct Parts {
     pub tree: TreeHandle,
     /// Large values.
     pub content: ContentStore,
+    /// What diverged; read on threads that may block.
+    pub archive: DivergenceArchive,
     /// The status document.
     pub status: StatusCell,
     /// The event log.
@@ -397,6 +402,12 @@ impl Backend {
     #[must_use]
     pub fn content(&self) -> &ContentStore {
         &self.0.parts.content
+    }
+
+    /// What diverged.
+    #[must_use]
+    pub fn archive(&self) -> &DivergenceArchive {
+        &self.0.parts.archive
     }
 
     /// The event log.

@@ -46,7 +46,7 @@ impl Failure {
             Self::NotFound(_) => StatusCode::NOT_FOUND,
             Self::NotActive { .. } | Self::Refused { .. } => StatusCode::CONFLICT,
             Self::TooLarge(_) => StatusCode::PAYLOAD_TOO_LARGE,
-            Self::Busy { .. } => StatusCode::TOO_MANY_REQUESTS,
+            Self::Busy { .. } | Self::NoRoom { .. } => StatusCode::TOO_MANY_REQUESTS,
             Self::NotReached { .. } => StatusCode::GATEWAY_TIMEOUT,
             Self::Internal(_) => StatusCode::INTERNAL_SERVER_ERROR,
             Self::Unavailable(_) => StatusCode::SERVICE_UNAVAILABLE,
@@ -63,6 +63,7 @@ impl Failure {
             Self::Refused { code, .. } => code,
             Self::TooLarge(_) => "too-large",
             Self::Busy { .. } => "busy",
+            Self::NoRoom { .. } => "no-room",
             Self::NotReached { .. } => "not-reached",
             Self::Internal(_) => "internal",
             Self::Unavailable(_) => "unavailable",
@@ -90,7 +91,7 @@ impl IntoResponse for Failure {
             body[key] = value;
         }
         let mut response = document(self.status(), &body);
-        if let Self::Busy { retry_after_s } = self {
+        if let Self::Busy { retry_after_s } | Self::NoRoom { retry_after_s, .. } = self {
             response.headers_mut().insert(header::RETRY_AFTER, HeaderValue::from(retry_after_s));
         }
         response

@@ -26,6 +26,7 @@ use super::{
     sse,
     status::{Mode, Role, Status},
 };
+use crate::ds::archive::ArchiveError;
 
 /// `sync` and `switch` give up after this, unless told otherwise.
 const SYNC_WITHIN: Duration = Duration::from_secs(60);
@@ -245,11 +246,24 @@ async fn events(State(api): State<Api>, uri: Uri) -> Result<Response, Failure> {
 }
 
 async fn divergence_list(State(api): State<Api>) -> Result<Response, Failure> {
-    Ok(http::ok(&api.backend.ask(soon(), Request::DivergenceList).await?))
+    let archive = api.backend.archive().clone();
+    Ok(http::ok(&aside(move || archive.to_json()).await??))
 }
 
 async fn divergence_show(State(api): State<Api>, Path(id): Path<String>) -> Result<Response, Failure> {
-    Ok(http::ok(&api.backend.ask(soon(), |reply| Request::DivergenceShow { id, reply }).await?))
+    let archive = api.backend.archive().clone();
+    Ok(http::ok(&aside(move || archive.show_json(&id)).await??))
+}
+
+impl From<ArchiveError> for Failure {
+    fn from(error: ArchiveError) -> Self {
+        match error {
+            ArchiveError::NotFound(_) => Self::NotFound(error.to_string()),
+            ArchiveError::NoRoom(_) | ArchiveError::Io { .. } | ArchiveError::Damaged { .. } => {
+                Self::Internal(error.to_string())
+            }
+        }
+    }
 }
 
 fn soon() -> Instant {

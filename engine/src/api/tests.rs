@@ -14,7 +14,7 @@ use std::{
 };
 
 use ringpair_wire::{
-    ds::Change,
+    ds::{Change, DsPath},
     id::{AckLevel, Epoch, Seq, Version},
 };
 use serde_json::{Value as Json, json};
@@ -30,7 +30,7 @@ use super::{
     server::{Listeners, bind_tcp, bind_unix, serve},
     status::{Blocker, BlockerKind, Mode, Role, Status, StatusCell},
 };
-use crate::ds::{ContentStore, Tree, edit};
+use crate::ds::{ContentStore, Tree, archive::DivergenceArchive, edit};
 
 const TOKEN: &str = "test-token-0123456789";
 
@@ -65,6 +65,7 @@ impl Member {
         let (backend, requests) = Backend::new(Parts {
             tree: tree.handle(),
             content: ContentStore::open(&dir.path().join("storage")).expect("a store"),
+            archive: DivergenceArchive::open(&dir.path().join("storage")).expect("an archive"),
             status: status.clone(),
             events: events.clone(),
             default_ack: AckLevel::Durable,
@@ -216,14 +217,6 @@ fn respond(mut tree: Tree, how: &Behaviour, requests: &crossbeam::channel::Recei
                     let _ = reply.send(Ok(Version { epoch: Epoch(65_537), seq: Seq(seq) }));
                     watchers.push(watch);
                 }
-            }
-            Request::DivergenceList(reply) => drop(reply.send(Ok(json!({"epoch": 0, "records": [], "files": []})))),
-            Request::DivergenceShow { id, reply } => {
-                drop(reply.send(if id == "1-r1" {
-                    Ok(json!({"id": "1-r1"}))
-                } else {
-                    Err(Failure::NotFound(format!("no {id}")))
-                }));
             }
             Request::MirrorList(reply) => {
                 drop(reply.send(Ok(MirrorList { watch: "fanotify".into(), ..MirrorList::default() })))
@@ -411,7 +404,14 @@ fn commands_have_their_calls() {
     assert_eq!(member.call("POST", "/v1/verify?deep", "").1["equal"], true);
     assert_eq!(member.call("POST", "/v1/verify", "").1["equal"], false);
     assert_eq!(member.call("GET", "/v1/divergence", "").1, json!({"epoch": 0, "records": [], "files": []}));
-    assert_eq!(member.call("GET", "/v1/divergence/1-r1", "").0, 200);
+    let archive = DivergenceArchive::open(&member.dir.path().join("storage")).expect("an archive");
+    let mut writer = archive.begin(Epoch(65_537), ringpair_wire::id::Position::default()).expect("begun");
+    let version = Version { epoch: Epoch(65_537), seq: Seq(7) };
+    writer.add_record(version, &DsPath::parse("/lost").expect("a path"), None).expect("added");
+    writer.seal().expect("sealed");
+    let (code, shown) = member.call("GET", "/v1/divergence/1-r1", "");
+    assert_eq!((code, &shown["path"]), (200, &json!("/lost")));
+    assert_eq!(member.call("GET", "/v1/divergence", "").1["records"].as_array().map(Vec::len), Some(1));
     assert_eq!(member.call("GET", "/v1/divergence/2", "").0, 404);
     assert_eq!(member.call("GET", "/v1/mirror", "").1["watch"], "fanotify");
     assert_eq!(member.call("GET", "/v1/mirror?test=%2Fsrv%2F%FF", "").1["rule"], "MirrorExceptions");
@@ -619,6 +619,7 @@ fn a_full_queue_is_answered_429_with_a_time_to_come_back() {
     let (backend, _requests) = Backend::new(Parts {
         tree: tree.handle(),
         content: ContentStore::open(&member.dir.path().join("other")).expect("a store"),
+        archive: DivergenceArchive::open(&member.dir.path().join("other")).expect("an archive"),
         status: StatusCell::default(),
         events: EventLog::in_memory(),
         default_ack: AckLevel::Local,

@@ -178,8 +178,8 @@ pub enum DivergenceAction {
     Ls,
     /// Shows one entry whole.
     Show {
-        /// Its number, as listed.
-        id: u64,
+        /// Its id, as listed, such as 1-r2.
+        id: String,
     },
 }
 

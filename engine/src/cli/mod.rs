@@ -90,7 +90,7 @@ async fn ask(command: Command, shared: &Shared, client: &Client) -> Result<(), C
         Command::Mode { mode } => ops::mode(shared, client, mode).await,
         Command::Divergence { action } => match action {
             DivergenceAction::Ls => ops::divergence_ls(shared, client).await,
-            DivergenceAction::Show { id } => ops::divergence_show(client, id).await,
+            DivergenceAction::Show { id } => ops::divergence_show(client, &id).await,
         },
         Command::Ds { action } => ds::ds(shared, client, action).await,
         Command::Params { action } => match action {

@@ -212,8 +212,8 @@ pub(super) async fn divergence_ls(shared: &Shared, client: &Client) -> Result<()
 }
 
 /// `divergence show`.
-pub(super) async fn divergence_show(client: &Client, id: u64) -> Result<(), CliError> {
-    print_json(&client.get(&format!("/v1/divergence/{id}")).await?)
+pub(super) async fn divergence_show(client: &Client, id: &str) -> Result<(), CliError> {
+    print_json(&client.get(&format!("/v1/divergence/{}", encoded(id))).await?)
 }
 
 /// `params ls`.

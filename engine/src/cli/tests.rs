@@ -15,7 +15,7 @@ fn parse(line: &[&str]) -> Result<Cli, clap::Error> {
 fn the_definition_is_sound_and_every_command_parses() {
     Cli::command().debug_assert();
     let lines = "run --force-backup --manual-switch-only --bootstrap|check|status|switch --immediate --yes --force --fenced|\
-        sync|verify --deep|why|events --follow|mode auto|mode manual|divergence ls|divergence show 3|\
+        sync|verify --deep|why|events --follow|mode auto|mode manual|divergence ls|divergence show 1-r2|\
         ds put /A --class C X=1 X+=2 --ack applied|ds put /A|ds get ${CONFIG}\\Users|ds rm /A --recursive|ds unset /A X Y|ds ls|ds ls /|\
         ds tree|ds watch|ds watch /A --from 65537:12|ds export /A|ds import -|ds digest|params ls|params get X|params set X -1|\
         mirror status|mirror ls|mirror exclude-test x|keys init --dir d --member A=a --member B=b|keys renew --dir d|keys show|\

@@ -150,7 +150,7 @@ impl Stream {
             return;
         }
         if self.journal.is_short(encoded.len()) {
-            drop(reply.send(Err(Failure::Busy { retry_after_s: 1 })));
+            drop(reply.send(Err(self.no_room())));
             return;
         }
         let token = self.writes.token();

@@ -81,6 +81,8 @@ pub(super) struct Pending {
     waiting: HashMap<CommandToken, (StdInstant, Waiting)>,
     syncs: HashMap<u64, (StdInstant, SyncRun)>,
     handing_over: Option<HandingOver>,
+    /// Since when this member, active, has refused writes for a switch.
+    paused_at: Option<StdInstant>,
     /// Work of the core that the bulk thread does.
     pub(super) bulk: BulkWork,
     /// Whether the member is on its way out.
@@ -101,6 +103,11 @@ impl Pending {
 
     /// Gives up what was not reached in time.
     pub(super) fn expire(&mut self, now: StdInstant) {
+        if let Some(over) = self.handing_over.take_if(|over| over.deadline <= now) {
+            let message =
+                "the role is released, and the other member has not said that it is active. Try: ringpair status";
+            let _ = over.reply.send(Err(Failure::NotReached { version: None, message: message.into() }));
+        }
         let late = || Failure::NotReached { version: None, message: "not reached in time".into() };
         for (_, (_, waiting)) in self.waiting.extract_if(|_, (deadline, _)| *deadline <= now) {
             match waiting {
@@ -114,11 +121,18 @@ impl Pending {
         }
     }
 
+    /// Whether a switch was asked for and is not over.
+    fn switches(&self) -> bool {
+        self.handing_over.is_some()
+            || self.waiting.values().any(|(_, waiting)| matches!(waiting, Waiting::Switch { .. }))
+    }
+
     /// How long until something is late.
     pub(super) fn next_timeout(&self, now: StdInstant) -> Option<Duration> {
         let waiting = self.waiting.values().map(|(deadline, _)| *deadline);
         let syncs = self.syncs.values().map(|(deadline, _)| *deadline);
-        waiting.chain(syncs).min().map(|deadline| deadline.saturating_duration_since(now))
+        let over = self.handing_over.iter().map(|over| over.deadline);
+        waiting.chain(syncs).chain(over).min().map(|deadline| deadline.saturating_duration_since(now))
     }
 }
 
@@ -189,7 +203,9 @@ impl Stream {
         let changes = match resolve_all(&tree, operations) {
             Ok(changes) => changes,
             Err(error) if single => {
-                return Err((reply, edit_failure(error.errors.into_iter().next().map(|line| line.error))));
+                let nothing = || Failure::Malformed("nothing to do".into());
+                let failure = error.errors.into_iter().next().map_or_else(nothing, |line| line.error.into());
+                return Err((reply, failure));
             }
             Err(error) => return Err((reply, Failure::Malformed(error.to_string()))),
         };
@@ -202,7 +218,10 @@ impl Stream {
             Ok(encoded) => encoded,
             Err(failure) => return Err((reply, failure)),
         };
-        if self.journal.pending_bytes() > super::APPEND_BELOW_BYTES || self.journal.is_short(encoded.len()) {
+        if self.journal.is_short(encoded.len()) {
+            return Err((reply, self.no_room()));
+        }
+        if self.journal.pending_bytes() > super::APPEND_BELOW_BYTES {
             return Err((reply, Failure::Busy { retry_after_s: 1 }));
         }
         if self.applier.lost_of(&changes) > 0 {
@@ -228,6 +247,11 @@ impl Stream {
             self.frame_closed(frame, now);
         }
         Ok(())
+    }
+
+    /// Why nothing is taken while the disk is full.
+    pub(super) fn no_room(&self) -> Failure {
+        Failure::NoRoom { dir: self.config.storage.dir.clone(), retry_after_s: 1 }
     }
 
     /// Answers a write that changes nothing.
@@ -269,14 +293,6 @@ impl Stream {
             Request::Watch(request) => {
                 let end = self.journal.end();
                 self.changes.watch(request, Version { epoch: end.epoch, seq: end.seq });
-            }
-            Request::DivergenceList(reply) => {
-                let listed = self.archive.to_json().map_err(|error| Failure::Internal(error.to_string()));
-                let _ = reply.send(listed);
-            }
-            Request::DivergenceShow { id, reply } => {
-                let shown = self.archive.show_json(&id).map_err(|error| Failure::NotFound(error.to_string()));
-                let _ = reply.send(shown);
             }
             Request::MirrorList(reply) => {
                 let _ = reply.send(Ok(self.mirror_list()));
@@ -342,6 +358,7 @@ impl Stream {
                     self.pending.handing_over = Some(HandingOver { reply, started, from, deadline });
                 }
                 Err(failure) => {
+                    self.pending.paused_at = None;
                     self.events.append(Event::new("request", self.node.epoch().0, format!("no switch: {failure}")));
                     let _ = reply.send(Err(failure));
                 }
@@ -353,15 +370,22 @@ impl Stream {
 
     /// Answers a switch that was done, as soon as the other member is known to be active.
     pub(super) fn handed_over(&mut self, status: &Status) {
+        if self.pending.switches() && status.role == Role::Active && !status.writable {
+            self.pending.paused_at.get_or_insert_with(StdInstant::now);
+        }
         let own = &self.config.own().name;
         let is_done = |over: &mut HandingOver| {
             let role = if over.from == *own { status.peer.role } else { status.role };
-            role == Role::Active || over.deadline <= StdInstant::now()
+            role == Role::Active
         };
         let Some(over) = self.pending.handing_over.take_if(is_done) else { return };
         let to = if over.from == *own { &self.config.peer().name } else { own };
         let took_ms = u64::try_from(over.started.elapsed().as_millis()).unwrap_or(u64::MAX);
-        let done = SwitchDone { from: over.from, to: to.clone(), epoch: status.epoch.0, took_ms, pause_ms: took_ms };
+        // The backup does not see when the active began to refuse writes: there it is the whole time.
+        let paused =
+            self.pending.paused_at.take().map(|at| u64::try_from(at.elapsed().as_millis()).unwrap_or(u64::MAX));
+        let pause_ms = paused.unwrap_or(took_ms);
+        let done = SwitchDone { from: over.from, to: to.clone(), epoch: status.epoch.0, took_ms, pause_ms };
         let _ = over.reply.send(Ok(done));
     }
 
@@ -478,16 +502,4 @@ impl Stream {
 /// Where the server parameters live (interface §4).
 pub(super) fn parameters_path() -> DsPath {
     DsPath::parse(params::PATH).unwrap_or_else(|_| DsPath::root())
-}
-
-fn edit_failure(error: Option<crate::ds::edit::EditError>) -> Failure {
-    use crate::ds::edit::EditError;
-    match error {
-        Some(error @ EditError::NotFound(..)) => Failure::NotFound(error.to_string()),
-        Some(error @ (EditError::TooLarge { .. } | EditError::TooLong { .. })) => Failure::TooLarge(error.to_string()),
-        Some(error @ EditError::HasChildren(..)) => Failure::refused("has-children", error.to_string()),
-        Some(error @ EditError::Store { .. }) => Failure::Internal(error.to_string()),
-        Some(error) => Failure::Malformed(error.to_string()),
-        None => Failure::Malformed("nothing to do".into()),
-    }
 }
