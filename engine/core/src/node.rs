@@ -495,7 +495,7 @@ impl Node {
         self.report(EventCode::Storage, format!("the control file cannot be written: {why}"));
         self.store.waiting.clear();
         self.promotion = None;
-        self.end_office("its control file cannot be written");
+        self.step_down("its control file cannot be written");
         self.held_stored = None;
         self.p.complete = false;
         self.enter(Cause::Fails, format!("the control file cannot be written: {why}. Try: check the storage, restart"));

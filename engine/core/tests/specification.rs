@@ -160,6 +160,22 @@ fn a_backup_that_starts_or_is_unwell_does_not_take_over() {
 }
 
 #[test]
+fn a_control_file_that_cannot_be_written_ends_an_office() {
+    // REQ: SM-018, SM-096, protocol §1, §7: the service is discontinued at every change of role
+    let mut pair = in_sync([|_| {}; 2]);
+    pair.fail_control_file(A);
+    pair.command(A, Command::SetMode(SwitchMode::Manual));
+    pair.run_ms(10);
+    let failed = pair.log.iter().position(|line| line.starts_with("A") && line.contains("to error: the control file"));
+    let discontinued = pair.log.iter().position(|line| line.starts_with("A hook discontinue of 65537 ended"));
+    assert!(failed.is_some() && discontinued.is_some(), "{:#?}", pair.log);
+    assert!(pair.role(A) != Role::Active && !pair.status(A).exclusive);
+    assert!(pair.try_write(A, AckLevel::Async).is_err());
+    pair.run_ms(5_000);
+    assert_eq!(pair.role(B), Role::Active, "{:#?}", pair.log);
+}
+
+#[test]
 fn a_flapping_link_keeps_the_first_deadline() {
     // REQ: SM-127
     let slow: fn(&mut ringpair_core::Config) = |config| config.reconnect = Duration::from_secs(2);

@@ -52,6 +52,7 @@ struct Member {
     hooks: Vec<(Hook, Epoch)>,
     hooks_fail: bool,
     archive_fails: bool,
+    control_fails: bool,
 }
 
 /// A member's disk at one moment.
@@ -399,6 +400,9 @@ impl Pair {
     fn effect(&mut self, member: usize, effect: Effect) {
         let ms = (self.now - self.zero) / MS;
         match effect {
+            Effect::Persist { token, .. } if self.members[member].control_fails => {
+                self.complete(member, Completion::PersistFailed(token, "input/output error".into()));
+            }
             Effect::Persist { token, state } => {
                 let bytes = ringpair_wire::codec::Codec::to_bytes(&*state);
                 let read = ringpair_wire::codec::Codec::from_bytes(&bytes).expect("reads what it wrote");
@@ -554,6 +558,10 @@ impl Pair {
 
     pub fn fail_sync(&mut self, member: usize) {
         self.complete(member, Completion::SyncFailed("EIO".into()));
+    }
+
+    pub fn fail_control_file(&mut self, member: usize) {
+        self.members[member].control_fails = true;
     }
 
     pub fn fail_hooks(&mut self, member: usize, fail: bool) {
