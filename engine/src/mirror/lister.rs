@@ -3,6 +3,7 @@
 //! Always: bounded work a step. Never: a followed link, or a FIFO opened.
 
 use std::{
+    collections::BTreeMap,
     fs::File,
     io::Read,
     os::fd::{AsFd, OwnedFd},
@@ -62,9 +63,18 @@ pub fn link_digest(root: &OwnedFd, relative: &[u8]) -> Result<[u8; 32], Errno> {
     Ok(*blake3::hash(std::os::unix::ffi::OsStrExt::as_bytes(&*target)).as_bytes())
 }
 
+/// File systems that are mounted below roots, with their devices.
+pub type Mounts = BTreeMap<MirrorPath, u64>;
+
 /// Entries of a walk, with digests if they are asked for.
 pub struct Lister {
     walk: Walk,
+    /// Mounts that were seen before: where one is gone, what was in it is unknown, not gone.
+    known: Arc<Mounts>,
+    /// Mounts that this walk passed.
+    mounts: Mounts,
+    /// The directories that lead to where the walk is, with their devices.
+    above: Vec<(MirrorPath, u64)>,
     root: OwnedFd,
     spec: RootSpec,
     deep: bool,
@@ -86,10 +96,18 @@ pub enum Listed {
 
 impl Lister {
     /// Lists from `start` downwards.
-    pub fn new(spec: RootSpec, root: OwnedFd, set: Arc<RootSet>, start: MirrorPath, deep: bool) -> Result<Self, Errno> {
+    pub fn new(
+        spec: RootSpec,
+        root: OwnedFd,
+        set: Arc<RootSet>,
+        start: MirrorPath,
+        deep: bool,
+        known: Arc<Mounts>,
+    ) -> Result<Self, Errno> {
         let copy = root.try_clone().map_err(|e| Errno::from_raw(e.raw_os_error().unwrap_or(libc::EMFILE)))?;
         let walk = Walk::new(copy, spec.clone(), set, start);
-        Ok(Self { walk, root, spec, deep, digesting: None, buffer: Vec::new() })
+        let (mounts, above) = (Mounts::new(), Vec::new());
+        Ok(Self { walk, known, mounts, above, root, spec, deep, digesting: None, buffer: Vec::new() })
     }
 
     /// The root's directory.
@@ -107,6 +125,21 @@ impl Lister {
         self.walk.take_temporaries()
     }
 
+    /// Mounts that were passed.
+    pub fn take_mounts(&mut self) -> Mounts {
+        std::mem::take(&mut self.mounts)
+    }
+
+    /// Notes a directory's device; the problem, if what was mounted there is not.
+    fn enter(&mut self, path: &MirrorPath, device: u64) -> Option<Problem> {
+        while self.above.pop_if(|(above, _)| !path.starts_with(above)).is_some() {}
+        if self.above.last().is_some_and(|(_, above)| *above != device) {
+            self.mounts.insert(path.clone(), device);
+        }
+        self.above.push((path.clone(), device));
+        self.known.get(path).filter(|known| **known != device).map(|_| vanished(path))
+    }
+
     /// The next entry.
     pub fn next(&mut self, budget: &mut usize) -> Listed {
         if self.digesting.is_none() {
@@ -114,6 +147,11 @@ impl Lister {
                 None => return Listed::End,
                 Some(Found::Unknown(problem)) => return Listed::Unknown(problem),
                 Some(Found::Entry(path, stat)) => {
+                    if stat.meta.kind == Kind::Dir
+                        && let Some(problem) = self.enter(&path, stat.dev)
+                    {
+                        return Listed::Unknown(problem);
+                    }
                     let relative = path.below(&self.spec.path).unwrap_or_default();
                     if !self.deep {
                         return Listed::Entry(Entry { path, meta: stat.meta, digest: None }, linked(&stat));
@@ -147,6 +185,13 @@ impl Lister {
             Err(error) => Listed::Unknown(Problem { path, reason: bounded_reason(format!("cannot be read: {error}")) }),
         }
     }
+}
+
+/// What is said of a mount that is gone.
+pub fn vanished(path: &MirrorPath) -> Problem {
+    let reason =
+        "what was mounted here is not; its files stay on the backup. Try: mount it, or restart the member to accept it";
+    Problem { path: path.clone(), reason: reason.into() }
 }
 
 fn linked(stat: &Stat) -> Option<(u64, u64)> {

@@ -9,6 +9,7 @@ mod compare;
 mod comparisons;
 mod dirty;
 mod hints;
+mod mounts;
 mod reader;
 mod roots;
 mod send;
@@ -35,6 +36,7 @@ use ringpair_wire::{
 use roots::SourceRoot;
 use verify::Verification;
 
+use super::lister::{Mounts, vanished};
 use super::{
     MAX_PROBLEMS, MirrorBase, MirrorDifferences, MirrorError, MirrorMessage, MirrorPath, MirrorState, MirrorStatus,
     RootSet,
@@ -177,6 +179,10 @@ pub struct Source {
     barriers: VecDeque<(u64, BarrierStage)>,
     /// Files with several names: what is written through one of them changes all.
     links: HashMap<(u64, u64), Linked>,
+    /// File systems below the roots, as they were seen first.
+    mounts: Arc<Mounts>,
+    /// Those of them that are gone.
+    vanished: BTreeSet<MirrorPath>,
     /// A file with a name that is not known was met: its names are to be searched for.
     search: bool,
     next_search: Duration,
@@ -223,6 +229,8 @@ impl Source {
             verification: None,
             barriers: VecDeque::new(),
             links: HashMap::new(),
+            mounts: Arc::default(),
+            vanished: BTreeSet::new(),
             search: false,
             next_search: Duration::ZERO,
             problems: BTreeMap::new(),
@@ -363,7 +371,8 @@ impl Source {
         let paths = self.problems.iter().map(|(path, reason)| Problem { path: path.clone(), reason: reason.clone() });
         let watch =
             self.watch_error.iter().map(|reason| Problem { path: MirrorPath::default(), reason: reason.clone() });
-        roots.chain(watch).chain(unwatched).chain(self.session.problems.iter().cloned()).chain(paths)
+        let mounts = self.vanished.iter().map(vanished);
+        roots.chain(mounts).chain(watch).chain(unwatched).chain(self.session.problems.iter().cloned()).chain(paths)
     }
 
     /// What is shown.

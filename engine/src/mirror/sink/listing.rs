@@ -53,7 +53,7 @@ impl Listing {
     ) -> Self {
         let whole = start == spec.path && !deep;
         let (unknown, begin) = (start.clone(), start.clone());
-        let lister = Lister::new(spec, root, set, start, deep)
+        let lister = Lister::new(spec, root, set, start, deep, Arc::default())
             .map_err(|errno| Problem { path: unknown, reason: format!("cannot be listed: {}", errno.desc()) });
         Self {
             request,

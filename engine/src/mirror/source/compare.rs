@@ -12,7 +12,7 @@ use ringpair_fsmon::{
 };
 use ringpair_wire::mirror::{Entry, Kind, MirrorPath, Problem, RootSpec};
 
-use crate::mirror::lister::{Listed, Lister};
+use crate::mirror::lister::{Listed, Lister, Mounts};
 
 /// How many entries of the backup may wait here.
 const CREDIT: u32 = 8192;
@@ -29,6 +29,8 @@ pub enum Step {
     Equal,
     /// A path that could not be read here.
     Unknown(Problem),
+    /// What was mounted here is gone.
+    Vanished(Problem),
     /// The backup's entries are awaited; with the credit to ask for, if any.
     Wait(Option<u32>),
     /// Work goes on in the next turn.
@@ -58,6 +60,7 @@ pub struct Comparing {
     /// Inodes here with several names.
     pub linked: Vec<((u64, u64), MirrorPath)>,
     lister: Lister,
+    mounts: Arc<Mounts>,
     here: Option<Entry>,
     here_ended: bool,
     there: VecDeque<Entry>,
@@ -75,6 +78,7 @@ impl Comparing {
         set: Arc<RootSet>,
         start: MirrorPath,
         deep: bool,
+        mounts: Arc<Mounts>,
     ) -> Result<Self, Errno> {
         let whole = start == spec.path;
         Ok(Self {
@@ -87,7 +91,8 @@ impl Comparing {
             steps: 0,
             removed: None,
             linked: Vec::new(),
-            lister: Lister::new(spec, root, set, start, deep)?,
+            lister: Lister::new(spec, root, set, start, deep, Arc::clone(&mounts))?,
+            mounts,
             here: None,
             here_ended: false,
             there: VecDeque::new(),
@@ -102,6 +107,11 @@ impl Comparing {
         self.credit = self.credit.saturating_sub(entries.len() as u32);
         self.there.extend(entries);
         self.unknown.extend(problems.iter().map(|problem| problem.path.clone()));
+    }
+
+    /// Mounts that were passed here.
+    pub fn take_mounts(&mut self) -> Mounts {
+        self.lister.take_mounts()
     }
 
     /// The backup's listing is over.
@@ -131,6 +141,9 @@ impl Comparing {
                 }
                 Listed::Unknown(problem) => {
                     self.unknown.push(problem.path.clone());
+                    if self.mounts.contains_key(&problem.path) {
+                        return Step::Vanished(problem);
+                    }
                     return Step::Unknown(problem);
                 }
                 Listed::Busy => return Step::Busy,
@@ -155,9 +168,15 @@ impl Comparing {
         }
         match (difference, here.or(there)) {
             (Some(Difference::OnlyThere), Some(entry)) if self.is_unknown(&entry.path) => Step::Equal,
+            // What lies beneath a mount point is not what was mirrored.
+            (Some(_), Some(entry)) if self.is_unknown(&entry.path) && self.is_in_mount(&entry.path) => Step::Equal,
             (Some(difference), Some(entry)) => Step::Different(entry.path, difference),
             _ => Step::Equal,
         }
+    }
+
+    fn is_in_mount(&self, path: &MirrorPath) -> bool {
+        self.mounts.keys().any(|mount| path.starts_with(mount))
     }
 
     fn is_unknown(&self, path: &MirrorPath) -> bool {

@@ -43,6 +43,9 @@ impl Source {
             match comparing.step(&mut budget) {
                 Step::Equal => {}
                 Step::Different(path, difference) => self.different(verify, path, difference),
+                // Named by the look at the mounts; a verification has to be told.
+                Step::Vanished(problem) if verify.is_some() => self.cannot_compare(verify, problem),
+                Step::Vanished(_) => self.next_look = std::time::Duration::ZERO,
                 Step::Unknown(problem) => {
                     if verify.is_none() {
                         let stamp = self.dirty.stamp();
@@ -94,8 +97,16 @@ impl Source {
         let opened = root.map(|root| {
             let dir = root.dir.as_ref().ok_or_else(|| root.problem.clone().unwrap_or_default())?;
             let copy: OwnedFd = dir.try_clone().map_err(|e| e.to_string())?;
-            Comparing::new(request, root.spec.clone(), copy, Arc::clone(&self.set), start.clone(), deep)
-                .map_err(|e| e.desc().to_owned())
+            Comparing::new(
+                request,
+                root.spec.clone(),
+                copy,
+                Arc::clone(&self.set),
+                start.clone(),
+                deep,
+                Arc::clone(&self.mounts),
+            )
+            .map_err(|e| e.desc().to_owned())
         });
         match opened {
             Some(Ok(mut comparing)) => {
@@ -132,7 +143,8 @@ impl Source {
     }
 
     fn end_comparison(&mut self) {
-        let Some(comparing) = self.comparing.take() else { return };
+        let Some(mut comparing) = self.comparing.take() else { return };
+        self.found_mounts(comparing.take_mounts());
         if let Some(id) = comparing.verify {
             self.verified_paths(id, comparing.steps);
         } else if comparing.whole {

@@ -19,12 +19,13 @@ impl Source {
     /// Marks everything anew: first the new watch, then the old one is read for the last time, so that nothing is missed.
     pub(super) fn rewatch(&mut self) {
         let watched = self.roots.iter().filter(|root| root.spec.continuous);
-        let roots: Vec<_> = watched
+        let mut roots: Vec<_> = watched
             .filter_map(|root| {
                 let dir = Arc::clone(root.dir.as_ref()?);
                 Some(WatchRoot { path: root.spec.path.clone(), dir, recursive: root.spec.recursive })
             })
             .collect();
+        roots.extend(self.watched_mounts());
         let made = if roots.is_empty() { Ok(None) } else { Watcher::new(roots, self.options.force_inotify).map(Some) };
         match made {
             Ok(watcher) => {
@@ -60,6 +61,7 @@ impl Source {
         if lost || !opened.is_empty() {
             self.rewatch();
         }
+        self.look_at_mounts();
         self.to_compare.extend(opened);
     }
 

@@ -191,10 +191,10 @@ impl Source {
 
     /// Whether the absence of a path may be told: not if its root is not what it was, or lost everything at once.
     fn may_remove(&mut self, index: usize, path: &MirrorPath, mark: &Mark) -> bool {
-        let root = &mut self.roots[index];
-        if root.spec.path == *path {
+        if self.roots[index].spec.path == *path || self.is_in_vanished_mount(path) {
             return false;
         }
+        let root = &mut self.roots[index];
         if root.look() != Look::Same || root.dir.is_none() {
             self.next_look = Duration::ZERO;
             return false;

@@ -146,3 +146,51 @@ fn forbidden_directories_are_never_roots() {
     assert_eq!(status.state, MirrorState::Failed);
     assert!(status.problems[0].reason.contains("storage"), "{status:?}");
 }
+
+/// Unmounts when dropped, whatever the test found.
+struct Mounted(PathBuf);
+
+impl Mounted {
+    fn tmpfs(at: PathBuf) -> Option<Self> {
+        let status = std::process::Command::new("mount").args(["-t", "tmpfs", "none"]).arg(&at).status();
+        status.is_ok_and(|status| status.success()).then_some(Self(at))
+    }
+}
+
+impl Drop for Mounted {
+    fn drop(&mut self) {
+        std::process::Command::new("umount").arg("-l").arg(&self.0).status().unwrap();
+    }
+}
+
+/// A file system below a root is mirrored and watched with it; when it vanishes, the backup keeps what it held.
+#[test]
+fn a_mount_below_a_root_is_watched_and_its_loss_removes_nothing() {
+    let mut pair = Pair::new(roots("+/m", "", ""));
+    fs::create_dir_all(pair.a("data")).unwrap();
+    write(pair.a("f"), "1");
+    let Some(mounted) = Mounted::tmpfs(pair.a("data")) else {
+        eprintln!("skipped: mounting is not permitted here");
+        return;
+    };
+    write(pair.a("data/d/x"), "2");
+    pair.connect();
+    pair.synced();
+    write(pair.a("data/d/y"), "3");
+    pair.synced();
+    // Marked, and gone before it was looked at.
+    write(pair.a("data/d/y"), "4");
+    drop(mounted);
+    write(pair.a("g"), "5");
+    let unreplicated = pair.sync();
+    assert!(unreplicated.iter().any(|it| it.path.to_string() == "/m/data"), "{unreplicated:?}");
+    let found = pair.verify();
+    assert!(found.different.is_empty() && !found.problems.is_empty(), "{found:?}");
+    pair.disconnect();
+    pair.connect();
+    pair.sync();
+    assert!(pair.b("data/d/x").exists() && pair.b("data/d/y").exists() && pair.b("g").exists());
+    let status = pair.source.status();
+    assert_eq!(status.state, MirrorState::Failed);
+    assert!(status.last_error.is_some_and(|text| text.contains("/m/data") && text.contains("Try")));
+}
