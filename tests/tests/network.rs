@@ -146,3 +146,27 @@ fn a_backup_that_is_not_heard_does_not_promote() {
     assert!(scene.pair.a.is_active() && !scene.pair.b.is_active(), "{}", scene.pair.logs());
     scene.heal_and_judge([true, false]);
 }
+
+fn ds_runs_over(pair: &Pair, path: &str) -> bool {
+    let on = |member: &Member, path: &str| {
+        member.status().is_some_and(|status| !status["connections"][path]["lanes"]["ds"].is_null())
+    };
+    let other = if path == "main" { "aux" } else { "main" };
+    pair.members().iter().all(|member| on(member, path) && !on(member, other))
+}
+
+// REQ: SM-290
+#[test]
+fn changes_take_the_aux_cable_while_main_is_cut_and_go_home_after_it() {
+    let Some(scene) = Scene::set() else { return };
+    wait_until("ds runs over main", || ds_runs_over(&scene.pair, "main"));
+    scene.network.cut_main();
+    wait_until("ds runs over aux", || ds_runs_over(&scene.pair, "aux"));
+    scene.goes_on(0);
+    assert!(scene.pair.a.is_active() && !alone(&scene.pair.a), "one cable is enough\n{}", scene.pair.logs());
+    scene.network.heal();
+    wait_until("ds runs over main again", || ds_runs_over(&scene.pair, "main"));
+    scene.goes_on(0);
+    assert!(scene.pair.a.is_active(), "A stayed active");
+    scene.heal_and_judge([true, false]);
+}

@@ -38,6 +38,7 @@ use ringpair_core::{
 use ringpair_wire::{
     compress::Compression,
     control::Role,
+    heartbeat::LINK_FACTOR_ONE,
     id::{Epoch, Position, Seq},
     lane::PathKind,
 };
@@ -245,7 +246,7 @@ impl Stream {
         let contents = contents::Contents::new(parts.contents, parts.store.stored().clone());
         let mut stream = Self {
             divergence: storage::summary(&parts.archive),
-            lanes: Lanes::new(parts.core.heartbeat / 2),
+            lanes: Lanes::new(parts.core.heartbeat / 2, parts.core.lease(LINK_FACTOR_ONE)),
             feed: Feed::new(parts.journal.reader()),
             long: None,
             held: VecDeque::new(),
@@ -362,8 +363,8 @@ impl Stream {
         self.apply(now);
         self.carry_out(now);
         self.feed_peer(now);
-        self.dial(now);
         self.housekeeping(now);
+        self.dial(now);
         self.pump_transport();
         self.journal.pump(&mut self.driver);
         self.control.pump(&mut self.driver);
@@ -513,6 +514,7 @@ impl Stream {
         self.look_at_contents(now);
         // One look at the core for all who say what this member is.
         let Some(status) = self.node.status(now) else { return };
+        self.lanes.choose_data_path(status.paths.map(|path| path.up), now);
         self.direct_bulk(&status);
         self.tell_supervisor(&status, now);
         self.release_changes(&status);

@@ -61,7 +61,7 @@ impl Stream {
             config: &self.config,
             core: &self.core,
             transport: &self.transport,
-            bulk_dscp: self.bulk_dscp,
+            bulk_lane: self.bulk_told.lane.map(|(path, _)| path).zip(self.bulk_dscp),
             mirror: &self.mirror,
             io: &self.io,
             divergence: &self.divergence,

@@ -55,7 +55,7 @@ impl Stream {
         match event {
             TransportEvent::Up { conn, lane, path, hello, dialed_by_us } => {
                 tracing::debug!(lane = lane.name(), path = path.name(), dialed_by_us, peer = ?hello.speaker, "lane up");
-                self.lanes.up(conn, lane, path);
+                self.lanes.up(conn, lane, path, now);
                 self.node.handle_connection(now, path, lane, true);
             }
             TransportEvent::Down { conn, lane, path, reason } => {

@@ -37,8 +37,8 @@ pub struct Parts<'a> {
     pub core: &'a CoreConfig,
     /// The lanes.
     pub transport: &'a Transport,
-    /// The mark of the bulk lane, while it is up.
-    pub bulk_dscp: Option<u8>,
+    /// Path and mark of the bulk lane, while it is up.
+    pub bulk_lane: Option<(PathKind, u8)>,
     /// The mirror, as the bulk thread last said.
     pub mirror: &'a mirror::MirrorStatus,
     /// How IO is done.
@@ -191,8 +191,12 @@ pub fn status(core: &CoreStatus, mut blockers: Vec<control::Blocker>, parts: &Pa
         main: connection(parts, PathKind::Main, core.paths[0]),
         aux: connection(parts, PathKind::Aux, core.paths[1]),
     };
-    if let Some(dscp) = parts.bulk_dscp {
-        connections.main.lanes.insert(LaneKind::Bulk.name().into(), dscp);
+    if let Some((path, dscp)) = parts.bulk_lane {
+        let connection = match path {
+            PathKind::Main => &mut connections.main,
+            PathKind::Aux => &mut connections.aux,
+        };
+        connection.lanes.insert(LaneKind::Bulk.name().into(), dscp);
     }
     Status {
         pair: config.pair.clone(),

@@ -28,6 +28,14 @@ pub struct ConnId {
     pub(super) tag: u16,
 }
 
+#[cfg(test)]
+impl ConnId {
+    /// The connection of this number, for tests without a transport.
+    pub(crate) const fn numbered(index: u32) -> Self {
+        Self { index, tag: 0 }
+    }
+}
+
 impl fmt::Debug for ConnId {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         write!(f, "conn {}.{}", self.index, self.tag)

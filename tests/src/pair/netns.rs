@@ -6,6 +6,7 @@
 
 use std::{
     net::IpAddr,
+    ops::Range,
     process::Command,
     sync::atomic::{AtomicU32, Ordering},
 };
@@ -115,8 +116,8 @@ impl Network {
         &self.names[usize::from(member.name() == 'B')]
     }
 
-    fn neighbours(&self, host: usize, found: bool) {
-        for cable in 0..2 {
+    fn neighbours(&self, host: usize, cables: Range<usize>, found: bool) {
+        for cable in cables {
             let (peer, name) = (self.address(1 - host, cable), &self.names[host]);
             let address = if found { mac(1 - host, cable) } else { NOBODY.into() };
             let done = ip(&format!("-n {name} neigh replace {peer} lladdr {address} dev c{cable} nud permanent"));
@@ -130,11 +131,19 @@ impl Network {
     /// When that is not possible.
     pub fn cut(&self, cut: Cut) {
         if cut != Cut::FromB {
-            self.neighbours(0, false);
+            self.neighbours(0, 0..2, false);
         }
         if cut != Cut::FromA {
-            self.neighbours(1, false);
+            self.neighbours(1, 0..2, false);
         }
+    }
+
+    /// Cuts the main cable alone, both ways and silently.
+    ///
+    /// # Panics
+    /// When that is not possible.
+    pub fn cut_main(&self) {
+        [0, 1].into_iter().for_each(|host| self.neighbours(host, 0..1, false));
     }
 
     /// Pulls both cables out of `host` 0 (A) or 1 (B): both ends notice.
@@ -156,7 +165,7 @@ impl Network {
             for cable in 0..2 {
                 assert_eq!(ip(&format!("-n {} link set c{cable} up", self.names[host])), Ok(()), "the cable obeys");
             }
-            self.neighbours(host, true);
+            self.neighbours(host, 0..2, true);
         }
     }
 }
