@@ -18,7 +18,7 @@ use super::{
     Journal, JournalError, JournalOptions, ReadError, Recovered,
     catalog::{Catalog, Segment},
     files::{failed, put_segment, read_prefix, remove, sync_dir},
-    format::{FRAMES_OFFSET, SegmentHeader, segment_path},
+    format::{FRAMES_OFFSET, HeaderPage, MARK_OFFSET, Mark, SegmentHeader, segment_path},
     scan::{MAX_SEGMENT_BYTES, Scan, scan},
     writer::Active,
 };
@@ -42,11 +42,11 @@ impl JournalOptions {
 
 impl Journal {
     /// Locks the directory (made if missing), recovers what it holds, and leaves it ready to append. Synchronous: for
-    /// the start; reads the whole journal once.
+    /// the start; reads every header and the newest segment.
     ///
     /// # Errors
     /// [`JournalError`]: in use by another process, unreadable, or options out of range. Damage is no error, see
-    /// [`Recovered`].
+    /// [`Recovered`]; damage in an older segment is found when that is read.
     pub fn open(dir: &Path, options: JournalOptions) -> Result<(Self, Recovered), JournalError> {
         options.check()?;
         fs::create_dir_all(dir).map_err(failed("create", dir))?;
@@ -79,6 +79,7 @@ impl Journal {
             failed: false,
             no_room: false,
             untold: None,
+            marks: Default::default(),
         };
         // Continues the numbers in use: those of files just removed are free again.
         if let Some(active) = &journal.active {
@@ -137,6 +138,7 @@ impl Journal {
         let path = segment_path(&dir, index);
         let mut prefix = Vec::new();
         read_prefix(&path, offset, &mut prefix)?;
+        Mark::remove(&mut prefix);
         // No larger than it must be: the next frames go into the segment that is prepared in the background.
         let capacity = offset.next_multiple_of(FRAMES_OFFSET);
         put_segment(&path, &prefix, capacity)?;
@@ -150,7 +152,7 @@ impl Journal {
         }
         drop(state);
         self.active = Some(open_active(&path, index, capacity, offset)?);
-        self.last_index = index;
+        (self.last_index, self.marks) = (index, Default::default());
         self.epochs.retain(|(_, after)| after.seq < position.seq);
         (self.end, self.synced, self.failed) = (*position, *position, false);
         self.prepare_next();
@@ -175,7 +177,7 @@ impl Journal {
         let old: Vec<u32> = self.catalog.state().segments.iter().map(|segment| segment.index).collect();
         // A header and no room: quick, and the first frames go into the segment that is prepared in the background.
         let (index, capacity) = (self.last_index + 1, FRAMES_OFFSET);
-        let header = SegmentHeader { index, generation: self.generation + 1, history, start: position };
+        let header = SegmentHeader { index, generation: self.generation + 1, history, start: position, before: None };
         let path = segment_path(&dir, index);
         // The rename in here is what decides.
         if let Err(error) = put_segment(&path, &header.page(), capacity) {
@@ -184,7 +186,7 @@ impl Journal {
             }
             return Err(error);
         }
-        (self.failed, self.last_index) = (true, index);
+        (self.failed, self.last_index, self.marks) = (true, index, Default::default());
         self.active = Some(open_active(&path, index, capacity, FRAMES_OFFSET)?);
         let mut state = self.catalog.state();
         state.changes += 1;
@@ -226,6 +228,30 @@ impl Journal {
         Ok(freed)
     }
 
+    /// Gives up a damaged segment and all before it: kept in `quarantine`, out of use, so that whoever asks for what lies
+    /// there is told that it is gone, and not sent there again. False: it is the newest one, which cannot be given up,
+    /// or none.
+    ///
+    /// # Errors
+    /// [`JournalError::Io`].
+    pub fn give_up_through(&mut self, file: &Path) -> Result<bool, JournalError> {
+        let dir = self.catalog.dir.clone();
+        let mut state = self.catalog.state();
+        let damaged = state.segments.iter().position(|segment| segment_path(&dir, segment.index) == file);
+        let Some(damaged) = damaged.filter(|at| at + 1 < state.segments.len()) else { return Ok(false) };
+        let given_up: Vec<u32> = state.segments.drain(..=damaged).map(|segment| segment.index).collect();
+        drop(state);
+        let oldest = self.oldest();
+        self.epochs.retain(|(_, after)| after.seq >= oldest.seq);
+        // Oldest first: an interruption leaves a journal without a gap.
+        for index in given_up {
+            let path = segment_path(&dir, index);
+            let kept = quarantine_name(&dir, &path)?;
+            fs::rename(&path, &kept).map_err(failed("move to quarantine", &path))?;
+        }
+        sync_dir(&dir).map(|()| true)
+    }
+
     /// The last record of the oldest segment: [`drop_before`](Self::drop_before) the one after it gives back that
     /// segment. `None` while there is only one segment.
     #[must_use]
@@ -247,6 +273,8 @@ fn lock(dir: &Path) -> Result<Flock<File>, JournalError> {
 
 fn open_active(path: &Path, index: u32, capacity: u64, offset: u64) -> Result<Active, JournalError> {
     let file = File::options().read(true).write(true).open(path).map_err(failed("open", path))?;
+    // What a dead process had written is in the kernel's memory: it counts as synced from here on.
+    file.sync_data().map_err(failed("sync", path))?;
     Ok(Active { index, fd: Fd::new(file), capacity, offset, header: None, registered: false })
 }
 
@@ -272,6 +300,7 @@ fn repair(dir: &Path, scan: &Scan, segment_bytes: u64) -> Result<Option<Active>,
         sync_dir(&dir.join(QUARANTINE))?;
         let mut prefix = Vec::new();
         read_prefix(&path, active.end_offset, &mut prefix)?;
+        Mark::remove(&mut prefix);
         let capacity = segment_bytes.max(active.end_offset.next_multiple_of(4096));
         put_segment(&path, &prefix, capacity)?;
         return Ok(Some(open_active(&path, active.index, capacity, active.end_offset)?));
@@ -297,11 +326,15 @@ fn rewrite_headers(dir: &Path, scan: &Scan) -> Result<(), JournalError> {
     let mut found = Vec::new();
     for segment in &scan.segments {
         let (index, path) = (segment.index, segment_path(dir, segment.index));
-        let page = SegmentHeader { index, generation: scan.generation, history, start: segment.start }.page();
         read_prefix(&path, FRAMES_OFFSET, &mut found)?;
-        if found != page {
+        let header = SegmentHeader { index, generation: scan.generation, history, start: segment.start, before: None };
+        let header = match SegmentHeader::read(&found, index) {
+            HeaderPage::Good(sound) => SegmentHeader { before: sound.before, ..header },
+            HeaderPage::Blank | HeaderPage::Bad => header,
+        };
+        if !header.is_in(&found) {
             let file = File::options().write(true).open(&path).map_err(failed("open", &path))?;
-            file.write_all_at(&page, 0)
+            file.write_all_at(&header.page()[..MARK_OFFSET as usize], 0)
                 .and_then(|()| file.sync_all())
                 .map_err(failed("repair the header of", &path))?;
         }

@@ -123,3 +123,43 @@ fn measure() {
         println!("{choice:?}: opened in {} ms", start.elapsed().as_millis());
     }
 }
+
+/// How long opening takes with a journal of 1 GiB, as the worker and as the supervisor do; the page cache warm.
+#[test]
+#[ignore = "measures, by hand: cargo test -p ringpair --lib journal::measure::open -- --ignored --nocapture"]
+fn open() {
+    const GIB: usize = 1 << 30;
+    let dir = tempfile::tempdir_in(".").unwrap();
+    let path = dir.path().join("journal");
+    let mut run = Run::new(&path, DriverChoice::Auto);
+    let mut builder = FrameBuilder::after(HISTORY, Epoch(1), Position::default());
+    let mut compressor = Compressor::new(Compression::Off);
+    let record = Record::Interaction { kind: 1, id: [1; 16], bytes: vec![5; RECORD_BYTES - 24].into() };
+    let mut bytes = 0;
+    while bytes < GIB {
+        for _ in 0..(64 << 10) / RECORD_BYTES {
+            builder.push(&record).unwrap();
+        }
+        let sealed = builder.finish(&mut compressor).unwrap();
+        let frame: Shared = sealed.bytes.into();
+        bytes += frame.len();
+        while run.journal.append(frame.clone(), sealed.position).is_err() {
+            run.turn();
+        }
+    }
+    while run.journal.synced() != run.journal.end() {
+        run.turn();
+    }
+    let end = run.journal.end();
+    drop(run);
+    for _ in 0..3 {
+        let start = Instant::now();
+        let (reader, _) = JournalReader::open_dir(&path).unwrap();
+        let supervisor = start.elapsed();
+        assert_eq!(reader.end(), end);
+        let start = Instant::now();
+        let (journal, recovered) = Journal::open(&path, JournalOptions::default()).unwrap();
+        println!("{} MiB: supervisor {supervisor:?}, worker {:?}", bytes >> 20, start.elapsed());
+        assert_eq!((journal.end(), recovered.corrupt.len()), (end, 0));
+    }
+}

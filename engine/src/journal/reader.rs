@@ -7,7 +7,7 @@ use std::{fs::File, io, os::unix::fs::FileExt, path::Path, sync::Arc};
 
 use ringpair_wire::{
     frame::{CheckedFrame, HEADER_BYTES, MAX_FRAME_BYTES, UncheckedHeader, peek_len},
-    id::{HistoryId, Position},
+    id::{HistoryId, Position, Seq},
 };
 
 use super::{
@@ -57,6 +57,15 @@ impl JournalReader {
     #[must_use]
     pub fn oldest(&self) -> Position {
         self.0.state().oldest()
+    }
+
+    /// A position at or before the end of record `seq` to start reading at, as near as is known without reading; the
+    /// oldest where `seq` lies before it.
+    #[must_use]
+    pub fn start_before(&self, seq: Seq) -> Position {
+        let state = self.0.state();
+        let at = state.segments.partition_point(|segment| segment.start.seq <= seq);
+        at.checked_sub(1).and_then(|at| state.segments.get(at)).map_or(state.oldest(), |segment| segment.start)
     }
 
     /// Starts reading behind `after`, which must be the end of a frame held or the oldest position.

@@ -1,9 +1,11 @@
 //! Finds out what a journal's directory holds, changing nothing: which segments, which frames, where the history ends, and
 //! what is damaged.
 //!
-//! A frame counts only with both checksums, the right history, and a chain that continues the frame before. The walk
-//! ends at the first place that is none. What follows there decides: nothing valid behind is a torn tail; anything valid
-//! of the same history behind is damage, named with the records that it costs.
+//! Only what nobody tells is read. A segment behind which another one was begun is known by that one's header: it is
+//! checked when it is read. The last is walked: a frame counts only with both checksums, the right history, and a chain
+//! that continues the frame before, and the walk ends at the first place that is none. What follows there decides: a
+//! place that the segment's mark says was synced, or anything valid of the same history behind, is damage, named with
+//! the records that it costs; otherwise it is a torn tail.
 
 use std::{fs, path::Path};
 
@@ -16,7 +18,7 @@ use super::{
     Corrupt, JournalError, Recovered,
     catalog::Segment,
     files::{failed, read_prefix},
-    format::{FRAMES_OFFSET, HeaderPage, SegmentHeader, segment_index, segment_path},
+    format::{FRAMES_OFFSET, HeaderPage, Mark, SegmentHeader, segment_index, segment_path},
 };
 
 /// The greatest segment that is read.
@@ -51,6 +53,8 @@ struct Walk {
     len: u64,
     /// Why it ended before the file did; `None`: only zeroes follow.
     bad: Option<Bad>,
+    /// The mark, where it says that more was synced than is there.
+    mark: Option<Mark>,
 }
 
 /// A place where a frame should be and is not.
@@ -66,8 +70,8 @@ struct Bad {
 pub(super) fn scan(dir: &Path, group_bytes: usize) -> Result<Scan, JournalError> {
     let mut scan = Scan::default();
     let found = list(dir, &mut scan)?;
-    let newest = found.iter().filter_map(|(_, page)| good(page)).max_by_key(|header| header.generation);
-    let Some(newest) = newest else { return without_header(dir, scan, &found) };
+    let newest = found.iter().filter_map(|(_, page)| good(page)).max_by_key(|header| header.generation).cloned();
+    let Some(newest) = &newest else { return without_header(dir, scan, &found) };
     scan.generation = newest.generation;
     let history = newest.history;
     let first =
@@ -94,9 +98,17 @@ pub(super) fn scan(dir: &Path, group_bytes: usize) -> Result<Scan, JournalError>
             give_up(dir, &mut scan, &current[at..], Corrupt { file: path, offset: 0, what, ..nothing_lost() })?;
             break;
         };
+        if let Some((segment, epochs)) = told(&path, *index, start, current.get(at + 1), newest) {
+            scan.recovered.epochs.extend(epochs);
+            scan.segments.push(segment);
+            at += 1;
+            continue;
+        }
         read_prefix(&path, MAX_SEGMENT_BYTES, &mut bytes)?;
-        let walk = walk(&bytes, *index, start, history);
-        if walk.segment.is_empty() && good(page).is_none() && walk.bad.as_ref().is_none_or(|bad| bad.seen.is_none()) {
+        let mut walk = walk(&bytes, *index, start, history);
+        walk.mark = Mark::read(&bytes, *index, newest.generation).filter(|mark| mark.offset > walk.segment.end_offset);
+        let blank = walk.segment.is_empty() && good(page).is_none() && walk.mark.is_none();
+        if blank && walk.bad.as_ref().is_none_or(|bad| bad.seen.is_none()) {
             // Prepared and never used, or its very first write was cut short.
             scan.recovered.torn_bytes += walk.bad.map_or(0, |bad| bad.garbage_end - FRAMES_OFFSET);
             scan.unused.push(path);
@@ -118,6 +130,24 @@ pub(super) fn scan(dir: &Path, group_bytes: usize) -> Result<Scan, JournalError>
     Ok(scan)
 }
 
+/// A segment as the header of the one behind it tells of it; `None`: it does not, or the file is too short for it.
+fn told(
+    path: &Path,
+    index: u32,
+    start: Position,
+    next: Option<&(u32, HeaderPage)>,
+    newest: &SegmentHeader,
+) -> Option<(Segment, Vec<(Epoch, Position)>)> {
+    let (_, next) = next.filter(|(next, _)| *next == index + 1)?;
+    let next = good(next).filter(|next| (next.generation, next.history) == (newest.generation, newest.history))?;
+    let before = next.before.as_ref()?;
+    let len = fs::metadata(path).ok()?.len();
+    let plausible = (FRAMES_OFFSET..=len).contains(&before.end_offset) && next.start.seq >= start.seq;
+    let (end, end_offset) = (next.start, before.end_offset);
+    let segment = Segment { end, end_offset, ..Segment::begin(index, start, len) };
+    plausible.then(|| (segment, before.epochs.clone()))
+}
+
 /// Adds a walked segment; false: the history ends in it.
 fn take(
     dir: &Path,
@@ -126,26 +156,32 @@ fn take(
     rest: &[(u32, HeaderPage)],
     group_bytes: usize,
 ) -> Result<bool, JournalError> {
-    let Walk { segment, epochs, len, bad } = walk;
+    let Walk { segment, epochs, len, bad, mark } = walk;
     let (index, end, offset) = (segment.index, segment.end, segment.end_offset);
     scan.recovered.epochs.extend(epochs);
     scan.segments.push(Segment { capacity: len.max(offset), ..segment });
     let more = rest.iter().any(|(_, page)| good(page).is_some_and(|header| header.generation == scan.generation));
     let continued = rest.first().and_then(|(_, page)| good(page)).is_some_and(|header| header.start == end);
-    let Some(bad) = bad else { return Ok(true) };
+    let bad = match (bad, mark) {
+        (Some(bad), _) => bad,
+        (None, Some(_)) => {
+            Bad { what: "nothing is where frames were synced".to_owned(), garbage_end: offset, seen: None }
+        }
+        (None, None) => return Ok(true),
+    };
     if continued {
         // Garbage between the last frame and the next segment's beginning: nothing is missing.
         return Ok(true);
     }
-    if bad.seen.is_none() && !more {
+    if bad.seen.is_none() && !more && mark.is_none() {
         scan.recovered.torn_bytes += bad.garbage_end - offset;
         scan.torn = Some((offset, bad.garbage_end));
         return Ok(true);
     }
-    scan.active_damaged = bad.seen.is_some() || bad.garbage_end > offset;
-    let maybe_torn =
-        !more && bad.seen.is_some_and(|(_, seen_end)| seen_end - offset <= (group_bytes + MAX_FRAME_BYTES) as u64);
-    let last = bad.seen.map_or(end.seq.0, |(seq, _)| seq.0);
+    scan.active_damaged = bad.seen.is_some() || bad.garbage_end > offset || mark.is_some();
+    let in_reach = bad.seen.is_some_and(|(_, seen_end)| seen_end - offset <= (group_bytes + MAX_FRAME_BYTES) as u64);
+    let maybe_torn = !more && mark.is_none() && in_reach;
+    let last = bad.seen.map_or(end.seq, |(seq, _)| seq).max(mark.map_or(end.seq, |mark| mark.seq)).0;
     let corrupt =
         Corrupt { file: segment_path(dir, index), offset, what: bad.what, lost: end.seq.0 + 1..=last, maybe_torn };
     give_up(dir, scan, rest, corrupt)?;
@@ -267,7 +303,7 @@ fn walk(bytes: &[u8], index: u32, start: Position, history: HistoryId) -> Walk {
             let seen = last_seen(bytes, at, segment.end.seq, history);
             Bad { what, garbage_end: (at + last + 1) as u64, seen }
         });
-        return Walk { segment, epochs, len: bytes.len() as u64, bad };
+        return Walk { segment, epochs, len: bytes.len() as u64, bad, mark: None };
     }
 }
 

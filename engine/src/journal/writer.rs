@@ -3,7 +3,11 @@
 //! At most one group is in flight. A group goes into one segment, in one write linked with an fdatasync. `append`,
 //! `pump` and `on_completion` never wait for the disk; the first failed write or sync ends the journal's taking.
 
-use std::{collections::VecDeque, sync::Arc};
+use std::{
+    collections::VecDeque,
+    sync::Arc,
+    time::{Duration, Instant},
+};
 
 use nix::fcntl::Flock;
 use ringpair_wire::{
@@ -15,7 +19,7 @@ use super::{
     AppendError, JournalError, JournalEvent, JournalOptions, JournalReader,
     catalog::{Catalog, Segment},
     files::{ZERO_CHUNK_BYTES, failed},
-    format::{FRAMES_OFFSET, SegmentHeader, segment_path},
+    format::{Before, FRAMES_OFFSET, MARK_OFFSET, Mark, SegmentHeader, segment_path},
     prepare::{Preparation, Prepared},
 };
 use crate::ring::{Completion, Driver, Fd, MAX_SLICES, Op, Shared, Token};
@@ -23,6 +27,10 @@ use crate::ring::{Completion, Driver, Fd, MAX_SLICES, Op, Shared, Token};
 /// Kinds of the journal's tokens.
 const GROUP: u8 = 1;
 const PREPARE: u8 = 2;
+const MARK: u8 = 3;
+
+/// How often it is noted how far the segment is synced: what was acknowledged longer ago is known after a crash.
+const MARK_EVERY: Duration = Duration::from_millis(100);
 
 /// What clients and the peer must leave of the last segment while no other can be made: more than a lane delivers after
 /// it is no longer read.
@@ -56,6 +64,17 @@ pub struct Journal {
     pub(super) no_room: bool,
     /// Told with the next completion: preparing failed outside of one.
     pub(super) untold: Option<JournalError>,
+    pub(super) marks: Marks,
+}
+
+/// How far what is synced was noted.
+#[derive(Debug, Default)]
+pub(super) struct Marks {
+    /// Segment and byte noted last.
+    noted: (u32, u64),
+    /// When the last was submitted.
+    at: Option<Instant>,
+    in_flight: bool,
 }
 
 /// The segment being written.
@@ -127,6 +146,8 @@ impl Journal {
         if self.failed {
             return;
         }
+        // First, or a steady stream of groups would leave it no moment.
+        self.mark(driver);
         if self.in_flight.is_none() && !self.pending.is_empty() {
             self.submit_group(driver);
         }
@@ -146,6 +167,26 @@ impl Journal {
             && !std::mem::replace(&mut self.no_room, true)
         {
             events.push(JournalEvent::NoRoom { error });
+        }
+    }
+
+    /// Notes in the segment how far it is synced, now and then.
+    fn mark(&mut self, driver: &mut Driver) {
+        let Some(active) = &self.active else { return };
+        // While a group is in flight, its end is not yet known to be on disk.
+        let synced = (active.index, active.offset);
+        let due = self.marks.at.is_none_or(|at| at.elapsed() >= MARK_EVERY);
+        if self.in_flight.is_some() || active.header.is_some() || self.marks.in_flight || !due {
+            return;
+        }
+        if synced == self.marks.noted || active.offset == FRAMES_OFFSET {
+            return;
+        }
+        let mark =
+            Mark { index: active.index, generation: self.generation, offset: active.offset, seq: self.synced.seq };
+        let op = Op::WriteSynced { fd: active.fd.clone(), slices: vec![mark.bytes().into()], offset: MARK_OFFSET };
+        if driver.submit(Token::new(Token::JOURNAL, MARK, active.index), op).is_ok() {
+            self.marks = Marks { noted: synced, at: Some(Instant::now()), in_flight: true };
         }
     }
 
@@ -189,12 +230,16 @@ impl Journal {
         let (index, capacity) = (next.index(), self.options.segment_bytes);
         let mut state = self.catalog.state();
         let start = state.written();
+        let mut before = Before::default();
         if let Some(last) = state.segments.back_mut() {
             last.sealed = true;
+            let begun = |after: &Position| (last.start.seq..start.seq).contains(&after.seq);
+            before.epochs = self.epochs.iter().filter(|(_, after)| begun(after)).copied().collect();
+            before.end_offset = last.end_offset;
         }
         state.segments.push_back(Segment::begin(index, start, capacity));
         drop(state);
-        let header = SegmentHeader { index, generation: self.generation, history, start };
+        let header = SegmentHeader { index, generation: self.generation, history, start, before: Some(before) };
         self.active = Some(Active {
             index,
             fd,
@@ -219,6 +264,13 @@ impl Journal {
     pub fn on_completion(&mut self, completion: Completion, events: &mut Vec<JournalEvent>) {
         match completion.token.kind() {
             GROUP => self.on_group(completion, events),
+            MARK => {
+                self.marks.in_flight &= completion.more;
+                // The kernel tells an error of the file once: a group's sync would not hear of it.
+                if let Err(source) = completion.result {
+                    self.fail(source, completion.token.index(), events);
+                }
+            }
             PREPARE if completion.token.tag() == self.tag && !completion.more => {
                 let Some(next) = &mut self.next else { return };
                 match next.on_completion(completion.result) {
@@ -244,11 +296,8 @@ impl Journal {
             if !completion.more {
                 self.in_flight = None;
             }
-            if let Err(source) = completion.result
-                && !std::mem::replace(&mut self.failed, true)
-            {
-                let file = segment_path(&self.catalog.dir, completion.token.index());
-                events.push(JournalEvent::Failed { error: failed("write or sync", &file)(source) });
+            if let Err(source) = completion.result {
+                self.fail(source, completion.token.index(), events);
             }
             return;
         }
@@ -268,6 +317,13 @@ impl Journal {
             self.in_flight = None;
             self.synced = end;
             events.push(JournalEvent::Synced(end));
+        }
+    }
+
+    fn fail(&mut self, source: std::io::Error, index: u32, events: &mut Vec<JournalEvent>) {
+        if !std::mem::replace(&mut self.failed, true) {
+            let file = segment_path(&self.catalog.dir, index);
+            events.push(JournalEvent::Failed { error: failed("write or sync", &file)(source) });
         }
     }
 

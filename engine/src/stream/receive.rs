@@ -187,6 +187,7 @@ impl Stream {
                 Err(error) => {
                     // The peer asks again and is then told what can be served.
                     tracing::error!(%error, "the journal cannot be read for the peer; the ds lane is closed");
+                    self.journal_unreadable(&error, now);
                     self.transport.close(conn, StdInstant::now());
                     return;
                 }

@@ -13,7 +13,7 @@ use ringpair_core::{
 use ringpair_wire::{
     codec::Codec,
     compress::Decompressor,
-    ds::Change,
+    ds::{Change, DsPath},
     frame::CheckedFrame,
     id::{Epoch, HistoryId, Position, Seq, Version},
     record::Record,
@@ -33,7 +33,7 @@ use crate::{
         resync::Staged,
         store::Checkpoint,
     },
-    journal::JournalReader,
+    journal::{JournalReader, ReadError},
     ring::{Completion, Driver, Token},
 };
 
@@ -148,6 +148,26 @@ impl Stream {
         }
     }
 
+    /// The journal cannot be read for somebody: what is damaged and all before it is given up, so that whoever needs it
+    /// is told to compare by digests, and is not sent there again.
+    pub(super) fn journal_unreadable(&mut self, error: &ReadError, now: Instant) {
+        let ReadError::Damaged { file, .. } = error else { return };
+        match self.journal.give_up_through(file) {
+            Ok(true) => {
+                let text = format!("{error}; what lies there is kept in its quarantine. Try: check the disk");
+                self.warn("journal-damaged", text.clone());
+                self.events.append(Event::new("storage", self.node.epoch().0, text));
+                self.node.handle_completion(now, CoreCompletion::Trimmed(self.journal.oldest()));
+            }
+            Ok(false) => {
+                // The newest segment: the member cannot go on with it.
+                self.storage_failed = Some(error.to_string());
+                self.node.handle_completion(now, CoreCompletion::SyncFailed(error.to_string()));
+            }
+            Err(error) => tracing::error!(%error, "a damaged segment of the journal cannot be set aside"),
+        }
+    }
+
     pub(super) fn checkpoint_done(&mut self, checkpoint: Checkpoint, now: Instant) {
         match checkpoint {
             Checkpoint::Saved(position, cost) => {
@@ -172,9 +192,9 @@ impl Stream {
         let (archive, reader) = (self.archive.clone(), self.journal.reader());
         let state = self.applier.tree().snapshot();
         // Frames of the new active may follow while the archive is written: they are no divergence.
-        let (oldest, through) = (self.journal.oldest(), self.journal.end().seq);
+        let through = self.journal.end().seq;
         let run = move || {
-            let result = archive_records(&archive, &reader, &state, oldest, after, through, epoch);
+            let result = archive_records(&archive, &reader, &state, after, through, epoch);
             let files = files.then(|| file_archive(archive, epoch));
             Done::Archived { work, result: result.map(|count| (count, files)).map_err(|error| error.to_string()) }
         };
@@ -289,16 +309,25 @@ fn archive_records(
     archive: &DivergenceArchive,
     reader: &JournalReader,
     state: &TreeSnapshot,
-    oldest: Position,
     after: Seq,
     through: Seq,
     epoch: Epoch,
 ) -> Result<u64, JobError> {
     let mut changes: Vec<(Version, Change)> = Vec::new();
-    let mut common = oldest;
-    let mut cursor = reader.after(&oldest)?;
+    let mut common = reader.start_before(after);
+    let mut cursor = reader.after(&common)?;
     let mut expander = Decompressor::new();
-    while let Some(stored) = cursor.next_frame()?.filter(|stored| stored.end.seq <= through) {
+    loop {
+        let stored = match cursor.next_frame() {
+            Ok(Some(stored)) if stored.end.seq <= through => stored,
+            Ok(_) => break,
+            Err(error @ ReadError::Damaged { .. }) => {
+                tracing::error!(%error, "the archive takes objects from the state where the journal cannot be read");
+                changes.extend(changed_after(state, after));
+                break;
+            }
+            Err(error) => return Err(error.into()),
+        };
         if stored.end.seq <= after {
             common = stored.end;
             continue;
@@ -319,4 +348,11 @@ fn archive_records(
         writer.add_record(*version, path, entry.as_ref().map(|entry| entry.object()))?;
     }
     Ok(writer.seal()?.0)
+}
+
+/// The objects that were changed after record `after`, as changes that touch them: of removed ones nothing is known.
+fn changed_after(state: &TreeSnapshot, after: Seq) -> impl Iterator<Item = (Version, Change)> + '_ {
+    let touch = |path: &DsPath| Change::Put { path: path.clone(), class: None, replace: false, attributes: Vec::new() };
+    let changed = state.iter().filter(move |entry| entry.version.seq > after);
+    changed.map(move |entry| (entry.version, touch(&entry.path)))
 }
