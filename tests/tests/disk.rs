@@ -314,7 +314,7 @@ fn an_active_whose_disk_fails_hands_over_to_its_backup() {
 
 // REQ: SM-165
 #[test]
-fn an_active_whose_disk_fails_and_that_is_alone_refuses_writes_and_says_so() {
+fn an_active_whose_disk_fails_while_it_is_alone_refuses_writes_and_hands_over_as_soon_as_it_can() {
     let mut pair = Pair::start(&plain());
     pair.wait_in_sync();
     pair.b.stop();
@@ -327,7 +327,7 @@ fn an_active_whose_disk_fails_and_that_is_alone_refuses_writes_and_says_so() {
     };
     wait_until("A is alone", || pair.a.status().is_some_and(|status| status["alone"] == true));
     assert_eq!(put("1").0, 200);
-    let Some(_failing) = FailingDisk::under(&pair.a) else { return };
+    let Some(failing) = FailingDisk::under(&pair.a) else { return };
     let (status, said) = put("2");
     assert_ne!(status, 200, "acknowledged though the sync failed: {said}");
     println!("first: {status} {said}");
@@ -337,6 +337,17 @@ fn an_active_whose_disk_fails_and_that_is_alone_refuses_writes_and_says_so() {
     assert_eq!(status, 409, "{said}");
     assert!(said.contains("storage"), "it says why: {said}");
     assert!(pair.a.is_active(), "it stays");
+    // As soon as a backup has everything, the role goes to it.
+    pair.b.start(&[]);
+    let took = pair.b.wait_active();
+    println!("handed over {took:?} after the backup's start");
+    drop(failing);
+    pair.wait_in_sync();
+    for member in pair.members() {
+        let value = member.get("/v1/ds/X").unwrap().json()["attributes"]["A"][0].clone();
+        assert!(value == "1" || value == "2", "{value} on {}", member.name());
+    }
+    assert_eq!(pair.digests()[0], pair.digests()[1]);
 }
 
 fn mirrored(through: Vec<String>) -> (Pair, PathBuf, PathBuf) {

@@ -126,3 +126,111 @@ fn a_storage_directory_is_used_by_one_process_and_never_mirrored() {
     assert_eq!(code, 2, "{err}");
     assert!(err.contains("storage.dir") && err.contains("Try:"), "{err}");
 }
+
+/// The longest time for which a member says that it did not run, in milliseconds.
+fn longest_pause_ms(member: &Member) -> u64 {
+    let events = member.get("/v1/events").map(|answer| answer.text()).unwrap_or_default();
+    let paused = events.split("did not run for ").skip(1).filter_map(|rest| rest.split(' ').next()?.parse().ok());
+    paused.max().unwrap_or_default()
+}
+
+// REQ: REP-006 SM-163
+#[test]
+fn an_import_far_beyond_a_frame_pauses_neither_member_and_is_seen_at_once() {
+    const OBJECTS: usize = 100_000;
+    // Before others on this machine, where that is permitted: it is the member's own pauses that count.
+    let through = ["nice", "-n", "-15"].map(str::to_owned).to_vec();
+    let pair = Pair::start(&Options { through, ..Options::default() });
+    pair.wait_in_sync();
+    let (worker, epoch) = (pair.a.worker_pid(), pair.a.status().unwrap()["epoch"].clone());
+    let lines = |text: &str| -> String {
+        let line = |n| {
+            format!(
+                "{{\"path\":\"/IMPORT/{}/{n}\",\"class\":\"C\",\"attributes\":{{\"V\":[\"{text}{n}\"]}}}}\n",
+                n % 300
+            )
+        };
+        (0..OBJECTS).map(line).collect()
+    };
+    let file = pair.dir().join("objects.jsonl");
+    fs::write(&file, lines("x")).unwrap();
+    let done = std::sync::atomic::AtomicBool::new(false);
+    let mut slowest = Duration::ZERO;
+    std::thread::scope(|scope| {
+        let import = scope.spawn(|| {
+            let ended =
+                pair.a.command(&["ds", "import", &file.display().to_string(), "--ack", "applied", "--timeout", "120"]);
+            done.store(true, std::sync::atomic::Ordering::Relaxed);
+            ended
+        });
+        while !done.load(std::sync::atomic::Ordering::Relaxed) {
+            let start = std::time::Instant::now();
+            assert!(pair.a.is_active(), "lost office\n{}", pair.logs());
+            slowest = slowest.max(start.elapsed());
+            // All or nothing, on either member: where the first is, the last is, and the other way round.
+            for member in pair.members() {
+                for [one, other] in [["0/0", "99/99999"], ["99/99999", "0/0"]] {
+                    let there = |name: &str| {
+                        member.get(&format!("/v1/ds/IMPORT/{name}")).is_ok_and(|answer| answer.status == 200)
+                    };
+                    assert!(!there(one) || there(other), "{one} without {other} on {}", member.name());
+                }
+            }
+            std::thread::park_timeout(Duration::from_millis(2));
+        }
+        let (code, out, err) = import.join().unwrap();
+        assert_eq!(code, 0, "{out}{err}\n{}", pair.logs());
+    });
+    assert_eq!((pair.a.worker_pid(), pair.a.status().unwrap()["epoch"].clone()), (worker, epoch), "nobody lost office");
+    let pauses = [longest_pause_ms(&pair.a), longest_pause_ms(&pair.b)];
+    println!("longest pauses {pauses:?} ms, slowest /active {slowest:?}");
+    // More than the heartbeat's interval is named; the lease would be over after four.
+    assert!(pauses.iter().all(|pause| *pause < 200), "{pauses:?}\n{}", pair.logs());
+    pair.wait_in_sync();
+    let answer = pair.b.get("/v1/ds/IMPORT?digest").unwrap().json();
+    assert_eq!(answer["objects"], 100_301);
+    assert_eq!(pair.digests()[0], pair.digests()[1]);
+}
+
+// REQ: REP-006 SM-163
+#[test]
+fn an_import_cut_by_a_kill_is_there_whole_or_not_at_all() {
+    let mut pair = Pair::start(&Options::default());
+    pair.wait_in_sync();
+    let text: String = (0..30_000)
+        .map(|n| format!("{{\"path\":\"/IMPORT/{n}\",\"attributes\":{{\"V\":[\"{}\"]}}}}\n", "x".repeat(n % 300)))
+        .collect();
+    let file = pair.dir().join("objects.jsonl");
+    fs::write(&file, text).unwrap();
+    for round in 1..=3 {
+        let (active, other) = if pair.a.is_active() { (&pair.a, &pair.b) } else { (&pair.b, &pair.a) };
+        let before = active.status().unwrap()["ds"]["seq"].as_u64().unwrap();
+        std::thread::scope(|scope| {
+            scope.spawn(|| active.command(&["ds", "import", &file.display().to_string(), "--timeout", "20"]));
+            // In the middle: some of its records are in the journal.
+            wait_until("records are written", || {
+                active.status().and_then(|status| status["ds"]["seq"].as_u64()).is_some_and(|seq| seq > before)
+            });
+            active.signal(Victim::Worker, Signal::SIGKILL);
+        });
+        other.wait_active();
+        pair.wait_in_sync();
+        let counts =
+            pair.members().map(|member| member.get("/v1/ds/IMPORT?digest").unwrap().json()["objects"].as_u64());
+        assert!(
+            matches!(counts, [None | Some(0), None | Some(0)] | [Some(30_001), Some(30_001)]),
+            "{counts:?} in {round}"
+        );
+        assert_eq!(pair.digests()[0], pair.digests()[1]);
+        put(pair.active().unwrap(), "/X", &round.to_string());
+        pair.wait_in_sync();
+    }
+    // A restart of both comes to the same state.
+    let digests = pair.digests();
+    kill(&mut pair.a);
+    kill(&mut pair.b);
+    pair.a.start(&[]);
+    pair.b.start(&[]);
+    pair.wait_in_sync();
+    assert_eq!(pair.digests(), digests);
+}

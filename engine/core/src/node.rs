@@ -366,6 +366,7 @@ impl Node {
         self.check_promotion();
         self.check_grant();
         self.check_follow();
+        self.hand_over_failed_storage();
         self.check_switch();
         self.check_stop();
         self.check_seeking();

@@ -380,15 +380,7 @@ impl Node {
         self.report(EventCode::Storage, format!("an fsync of the journal failed: {why}; it is not tried again"));
         self.journal.failed = Some(why);
         if self.office.is_some() {
-            let current = self.state_blockers().is_empty();
-            let Some(office) = &mut self.office else { return };
-            if current && office.switch.is_none() {
-                let (deadline, asker) = (self.now, Asker::Storage);
-                let step = Step::Draining;
-                office.switch = Some(SwitchRun { asker, step, forced: true, files: None, files_left: 0, deadline });
-                self.p.complete = false;
-            }
-            return;
+            return self.hand_over_failed_storage();
         }
         if let Right::Held(id) = self.p.right {
             self.give_back(id, ringpair_wire::control::GiveBackReason::StorageFailed);
@@ -396,6 +388,18 @@ impl Node {
         self.p.complete = false;
         self.persist(After::Nothing);
         self.restart_following();
+    }
+
+    /// An active whose journal failed gives its role away as soon as there is a backup that has everything.
+    pub(crate) fn hand_over_failed_storage(&mut self) {
+        let idle = self.office.as_ref().is_some_and(|office| office.switch.is_none());
+        if self.journal.failed.is_none() || !idle || !self.state_blockers().is_empty() {
+            return;
+        }
+        let Some(office) = &mut self.office else { return };
+        let (deadline, asker, step) = (self.now, Asker::Storage, Step::Draining);
+        office.switch = Some(SwitchRun { asker, step, forced: true, files: None, files_left: 0, deadline });
+        self.p.complete = false;
     }
 
     fn force_promotion(&mut self, token: CommandToken, fenced: bool, user: String) {

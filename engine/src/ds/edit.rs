@@ -277,13 +277,14 @@ impl Resolution {
         self.operations.len() == 0
     }
 
-    /// The changes, in order; apply all of them or none.
+    /// The changes, in order; apply all of them or none. What is left is a copy of the tree with all of them: drop it
+    /// where there is time.
     ///
     /// # Errors
     /// [`TransactionError`] with every bad operation by its number.
-    pub fn finish(self) -> Result<Vec<Change>, TransactionError> {
-        self.errors.check()?;
-        Ok(self.changes)
+    pub fn finish(&mut self) -> Result<Vec<Change>, TransactionError> {
+        std::mem::replace(&mut self.errors, TransactionError::none()).check()?;
+        Ok(std::mem::take(&mut self.changes))
     }
 }
 

@@ -6,7 +6,10 @@
 //! is stored or nothing refers to it any more, and bounds what may be acknowledged.
 //! Never: a refusal of what is history already — it was validated before it became that.
 
-use std::collections::{BTreeMap, HashSet, VecDeque};
+use std::{
+    collections::{BTreeMap, HashSet, VecDeque},
+    time::{Duration, Instant},
+};
 
 use ringpair_core::input::FrameMeta;
 use ringpair_wire::{
@@ -17,11 +20,20 @@ use ringpair_wire::{
     record::Record,
 };
 
-use super::changes::Changes;
+use super::{changes::Changes, jobs};
 use crate::{
     ds::{ContentStore, Tree, TreeSnapshot},
     ring::Shared,
 };
+
+/// How long is applied in one turn at most: the loop has heartbeats to answer.
+const APPLY_FOR: Duration = Duration::from_millis(4);
+/// How many records are applied between two looks at the clock.
+const RECORDS_A_LOOK: usize = 64;
+/// From how many changes on a transaction is applied to a copy as it comes.
+const LONG_FROM_CHANGES: usize = 1024;
+/// How many of its changes are applied to that copy at once.
+const STAGED_AT_ONCE: usize = 64;
 
 /// A frame that waits for its turn.
 #[derive(Debug)]
@@ -30,6 +42,8 @@ struct Waiting {
     end: Position,
     /// The contents that its records refer to.
     contents: Vec<ContentRef>,
+    /// How many of its records are applied.
+    done: usize,
 }
 
 /// A record's reference to a content of so many bytes.
@@ -61,6 +75,8 @@ pub struct Applier {
     waiting_bytes: usize,
     /// The changes of a transaction whose last record has not come.
     open: Vec<(Change, Version)>,
+    /// A long one: the first record, and the state with everything of it that has come, `open` excepted.
+    staged: Option<(Seq, TreeSnapshot)>,
     /// The newest record that took effect.
     applied: Seq,
     /// Contents that are not stored, by the records that refer to them: applied or not.
@@ -84,6 +100,7 @@ impl Applier {
             waiting: VecDeque::new(),
             waiting_bytes: 0,
             open: Vec::new(),
+            staged: None,
             applied,
             missing: BTreeMap::new(),
             gone: HashSet::new(),
@@ -202,10 +219,10 @@ impl Applier {
         &mut self.expander
     }
 
-    /// Whether a transaction is open: its first records are known, its last is not.
+    /// Whether a transaction is open (its first records are known, its last is not), or a frame is applied in part.
     #[must_use]
     pub fn in_transaction(&self) -> bool {
-        !self.open.is_empty()
+        !self.open.is_empty() || self.staged.is_some() || self.waiting.front().is_some_and(|frame| frame.done > 0)
     }
 
     /// How many bytes of frames wait.
@@ -214,8 +231,11 @@ impl Applier {
         self.waiting_bytes
     }
 
-    /// Says that this member's own writer changed the tree through `position` (active).
+    /// Says that this member's own writer changed the tree through `position` (active). What another active had not
+    /// finished before never takes effect.
     pub fn wrote_through(&mut self, position: Position) {
+        self.open.clear();
+        self.staged = None;
         self.applied = position.seq;
         self.tree.advance(position);
     }
@@ -227,6 +247,7 @@ impl Applier {
         self.waiting.clear();
         self.waiting_bytes = 0;
         self.open.clear();
+        self.staged = None;
         self.missing.clear();
         self.gone.clear();
         self.recent.clear();
@@ -248,7 +269,7 @@ impl Applier {
         self.waiting_bytes += bytes.len();
         self.recent.extend(contents.iter().map(|content| (content.seq, content.id)));
         self.missing.extend(lacking.iter().map(|content| ((content.seq, content.id), content.len)));
-        self.waiting.push_back(Waiting { bytes, end, contents });
+        self.waiting.push_back(Waiting { bytes, end, contents, done: 0 });
     }
 
     /// Applies waiting frames that end at or before `through`, at most about `budget_bytes` of them; whether any was.
@@ -256,13 +277,19 @@ impl Applier {
     /// # Errors
     /// A frame that was checked before does not hold records: the journal's bytes changed underneath.
     pub fn turn(&mut self, through: Seq, budget_bytes: usize, changes: &mut Changes) -> Result<bool, FrameError> {
-        let mut budget = budget_bytes;
+        let (mut budget, until) = (budget_bytes, Instant::now() + APPLY_FOR);
         let before = self.applied;
-        while budget > 0 && self.can_apply(through) {
-            let Some(next) = self.waiting.pop_front() else { break };
-            self.waiting_bytes -= next.bytes.len();
-            budget = budget.saturating_sub(next.bytes.len());
-            self.apply_frame(&next.bytes, next.end, changes)?;
+        while budget > 0 && Instant::now() < until && self.can_apply(through) {
+            let Some(next) = self.waiting.front() else { break };
+            let (bytes, end, done) = (next.bytes.clone(), next.end, next.done);
+            let done = self.apply_frame(&bytes, end, changes, done, Some(until))?;
+            if let Some(next) = self.waiting.front_mut().filter(|_| done.is_some()) {
+                next.done = done.unwrap_or_default();
+                break;
+            }
+            self.waiting.pop_front();
+            self.waiting_bytes -= bytes.len();
+            budget = budget.saturating_sub(bytes.len());
         }
         Ok(self.applied > before)
     }
@@ -276,7 +303,7 @@ impl Applier {
         let frame = CheckedFrame::check(bytes)?;
         let contents = contents_of_frame(&frame, &mut self.expander)?;
         self.recent.extend(contents.iter().map(|content| (content.seq, content.id)));
-        self.apply_frame(bytes, end, changes)
+        self.apply_frame(bytes, end, changes, 0, None).map(drop)
     }
 
     /// Applies all waiting frames through `through`, whatever contents are missing (promotion: nobody else can say it);
@@ -287,7 +314,7 @@ impl Applier {
     pub fn replay_waiting(&mut self, through: Seq, changes: &mut Changes) -> Result<(), FrameError> {
         while let Some(frame) = self.waiting.pop_front_if(|frame| frame.end.seq <= through) {
             self.waiting_bytes -= frame.bytes.len();
-            self.apply_frame(&frame.bytes, frame.end, changes)?;
+            self.apply_frame(&frame.bytes, frame.end, changes, frame.done, None)?;
         }
         self.waiting.clear();
         self.waiting_bytes = 0;
@@ -296,49 +323,87 @@ impl Applier {
         Ok(())
     }
 
-    fn apply_frame(&mut self, bytes: &[u8], end: Position, changes: &mut Changes) -> Result<(), FrameError> {
+    /// Applies a frame's records from the one with index `from` on; with `until`, no longer than that: how many are
+    /// applied then, `None`: all.
+    fn apply_frame(
+        &mut self,
+        bytes: &[u8],
+        end: Position,
+        changes: &mut Changes,
+        from: usize,
+        until: Option<Instant>,
+    ) -> Result<Option<usize>, FrameError> {
         let frame = CheckedFrame::check(bytes)?;
         let epoch = frame.header().epoch();
-        for record in frame.records(&mut self.expander)? {
+        for (index, record) in frame.records(&mut self.expander)?.enumerate() {
             let (seq, record) = record?;
+            if index < from {
+                continue;
+            }
             if record.is_epoch() {
                 changes.note_epoch(epoch, seq);
             }
-            apply_record(&mut self.tree, &mut self.open, changes, Version { epoch, seq }, record);
-            if self.open.is_empty() {
+            let transaction = (&mut self.open, &mut self.staged);
+            apply_record(&mut self.tree, transaction, changes, Version { epoch, seq }, record);
+            if self.open.is_empty() && self.staged.is_none() {
                 self.applied = seq;
             }
+            let late = (index + 1) % RECORDS_A_LOOK == 0 && until.is_some_and(|until| Instant::now() >= until);
+            if late && seq < end.seq {
+                return Ok(Some(index + 1));
+            }
         }
-        if self.open.is_empty() {
+        if self.open.is_empty() && self.staged.is_none() {
             self.applied = end.seq;
             self.tree.advance(end);
         }
-        Ok(())
+        Ok(None)
     }
 }
 
-/// Applies one record; the changes of an unfinished transaction gather in `open`.
+/// Applies one record; the changes of an unfinished transaction gather in `open`, those of a long one in a copy of the
+/// tree, so that its last record costs no more than any.
 fn apply_record(
     tree: &mut Tree,
-    open: &mut Vec<(Change, Version)>,
+    (open, staged): (&mut Vec<(Change, Version)>, &mut Option<(Seq, TreeSnapshot)>),
     changes: &mut Changes,
     version: Version,
     record: Record,
 ) {
-    match record {
+    let (part, change) = match record {
         // A transaction never spans epochs: what its writer did not finish never takes effect.
-        Record::Epoch(_) => open.clear(),
-        Record::Interaction { .. } => {}
-        Record::Ds { part, change } => {
-            open.push((change, version));
-            if part.is_last() {
-                let commit = version.seq;
-                for (change, version) in open.drain(..) {
-                    let applied = tree.apply(&change, version);
-                    changes.note(version, commit, &change, &applied);
-                }
+        Record::Epoch(_) => {
+            open.clear();
+            if let Some((first, _)) = staged.take() {
+                changes.forget_from(first);
             }
+            return;
         }
+        Record::Interaction { .. } => return,
+        Record::Ds { part, change } => (part, change),
+    };
+    open.push((change, version));
+    if open.len() >= LONG_FROM_CHANGES || (staged.is_some() && (part.is_last() || open.len() >= STAGED_AT_ONCE)) {
+        let (_, state) = staged.get_or_insert_with(|| (open[0].1.seq, tree.snapshot()));
+        for (change, version) in open.drain(..) {
+            let applied = state.apply(&change, version);
+            changes.note(version, Seq(u64::MAX), &change, &applied);
+        }
+    }
+    if !part.is_last() {
+        return;
+    }
+    let commit = version.seq;
+    if let Some((first, state)) = staged.take() {
+        let position = tree.position();
+        let before = tree.replace(state);
+        tree.advance(position);
+        changes.commit(first, commit);
+        jobs::free(before);
+    }
+    for (change, version) in open.drain(..) {
+        let applied = tree.apply(&change, version);
+        changes.note(version, commit, &change, &applied);
     }
 }
 

@@ -87,6 +87,18 @@ impl Changes {
         }
     }
 
+    /// The changes from record `first` on took effect with record `commit`.
+    pub fn commit(&mut self, first: Seq, commit: Seq) {
+        let from = self.kept.partition_point(|kept| kept.version.seq < first);
+        self.kept.range_mut(from..).for_each(|kept| kept.commit = commit);
+    }
+
+    /// The changes from record `first` on never took effect.
+    pub fn forget_from(&mut self, first: Seq) {
+        let from = self.kept.partition_point(|kept| kept.version.seq < first);
+        self.kept.truncate(from);
+    }
+
     /// Admits a watcher, or says from where it can go on.
     ///
     /// # Errors
@@ -221,6 +233,25 @@ mod tests {
         changes.release(Seq(3), AckLevel::Durable, false);
         assert_eq!(seen(&mut all), [2, 3]);
         assert_eq!(seen(&mut below), [2], "behind its cursor and below its path only");
+    }
+
+    #[test]
+    fn what_is_not_committed_is_not_given_out_and_what_never_took_effect_is_gone() {
+        let mut changes = Changes::new(version(0));
+        note(&mut changes, 1, 1, "/a");
+        note(&mut changes, 2, u64::MAX, "/b");
+        note(&mut changes, 3, u64::MAX, "/c");
+        let mut all = watch(&mut changes, "/", 0, 3).unwrap();
+        changes.release(Seq(9), AckLevel::Durable, false);
+        assert_eq!(seen(&mut all), [1]);
+        changes.commit(Seq(2), Seq(3));
+        changes.release(Seq(3), AckLevel::Durable, false);
+        assert_eq!(seen(&mut all), [2, 3]);
+        note(&mut changes, 4, 9, "/d");
+        changes.forget_from(Seq(4));
+        note(&mut changes, 4, 4, "/e");
+        changes.release(Seq(9), AckLevel::Durable, false);
+        assert_eq!(seen(&mut all), [4]);
     }
 
     #[test]

@@ -18,7 +18,11 @@ use ringpair_wire::{
     id::{Position, Seq},
 };
 
-use super::{Stream, applier::ContentRef, jobs::Done};
+use super::{
+    Stream,
+    applier::ContentRef,
+    jobs::{self, Done},
+};
 use crate::{
     bulk::link::BulkCommand,
     ds::{ContentStore, TreeSnapshot, archive::DivergenceArchive, resync::Staged},
@@ -88,13 +92,17 @@ impl Contents {
 
     /// This state was offered for saving.
     pub(super) fn offered(&mut self, state: &TreeSnapshot) {
-        self.offered = Some(state.clone());
+        let before = self.offered.replace(state.clone());
+        if let Some(before) = before.filter(|before| before.position() != state.position()) {
+            jobs::free(before);
+        }
     }
 
     /// The state at this position is saved. Another than the newest offered: the older one stays what is known.
     pub(super) fn saved(&mut self, position: Position) {
         if let Some(state) = self.offered.take_if(|offered| offered.position() == position) {
-            self.saved = state;
+            // It may be the last that holds a large part of an old state.
+            jobs::free(std::mem::replace(&mut self.saved, state));
         }
     }
 
@@ -188,7 +196,9 @@ impl Stream {
             before != position || now.since(at) >= LOOK_AT_REST_EVERY || self.applier.missing_from().is_some()
         });
         let due = changed || contents.search;
-        if contents.looking || !due || now < contents.next_look || self.applier.in_transaction() {
+        // A long transaction is over soon, unless it waits for room.
+        let busy = self.applier.in_transaction() || (self.long.is_some() && !self.journal.is_short(0));
+        if contents.looking || !due || now < contents.next_look || busy {
             return;
         }
         if self.feed.streams() {

@@ -52,8 +52,7 @@ impl Stream {
             Effect::CommandDone { command, result } => self.command_done(command, result),
             Effect::CreateHistory { history } => self.create_history(history, now),
             Effect::AppendEpoch { start } => self.append_epoch(start, now),
-            // Every admitted record is in a frame before the core hears of anything else: there is nothing to drop.
-            Effect::DropUnframed => debug_assert!(self.writes.is_closed()),
+            Effect::DropUnframed => self.drop_unframed(),
             Effect::StopAppliers => {
                 self.applier.stop();
                 self.drop_resync();
@@ -139,13 +138,18 @@ impl Stream {
         }
     }
 
-    /// Hands a frame of this member's own to core, journal and feed.
+    /// Hands a frame of this member's own to core, journal and feed; what is in it is in the tree.
     pub(super) fn frame_closed(&mut self, closed: writes::Closed, now: Instant) {
+        self.applier.wrote_through(closed.end);
+        self.part_closed(closed, now);
+    }
+
+    /// As [`frame_closed`](Self::frame_closed), for a frame that ends within a transaction: it takes no effect yet.
+    pub(super) fn part_closed(&mut self, closed: writes::Closed, now: Instant) {
         let meta = match CheckedFrame::check(&closed.bytes) {
             Ok(frame) => meta_of(&frame),
             Err(error) => unreachable!("a frame that was sealed a moment ago is sound: {error}"),
         };
-        self.applier.wrote_through(closed.end);
         self.node.frame_closed(now, &meta);
         self.feed.closed(closed.bytes.clone(), meta.first, closed.end);
         self.append(closed.bytes, &meta, now);

@@ -39,6 +39,12 @@ pub enum Done {
     Checkpoint(Checkpoint),
 }
 
+/// Drops something large on a thread that has time; here, if none can be made.
+pub fn free<T: Send + 'static>(what: T) {
+    // An error gives nothing back: what could not be moved is dropped with the closure.
+    drop(std::thread::Builder::new().name("free".into()).spawn(move || drop(what)));
+}
+
 /// Starts jobs and hears of their ends.
 pub struct Jobs {
     sender: Sender<Done>,

@@ -1,9 +1,12 @@
-//! A transaction of many changes, prepared over several turns of the loop: an import of a million objects must not keep
-//! the active from its heartbeats, or its supervisor takes it for dead.
+//! A transaction of many changes, prepared and committed over several turns of the loop: an import of a million objects
+//! must not keep the active from its heartbeats, or its supervisor takes it for dead.
 //!
 //! Always: one at a time, the writes behind it wait in order, so that the tree that it was resolved against is the tree it
 //! is applied to; nothing is numbered before everything is prepared; what has become of the role meanwhile is asked
-//! again before that. Never: a turn of more than [`STEP`] for the preparation.
+//! again before that. Its records are numbered at once and put into frames piece by piece; the tree takes it with the
+//! last, here as on the backup. Where the office ends in between, what is in frames never takes effect: the next epoch's
+//! record ends it for every reader of the journal. Never: a turn of much more than [`STEP`], or frames faster than the
+//! journal takes them.
 
 use std::time::{Duration, Instant as StdInstant};
 
@@ -16,6 +19,7 @@ use ringpair_wire::{
 use super::{
     Stream,
     applier::contents_of,
+    jobs,
     writes::{self, Encoded},
 };
 use crate::{
@@ -36,7 +40,8 @@ const CHANGES_A_LOOK: usize = 32;
 pub(super) struct Long {
     ack: AckLevel,
     deadline: StdInstant,
-    reply: Reply<WriteDone>,
+    /// Until the transaction is numbered: then it waits with the other writes.
+    reply: Option<Reply<WriteDone>>,
     epoch: Epoch,
     stage: Stage,
 }
@@ -44,6 +49,16 @@ pub(super) struct Long {
 enum Stage {
     Resolving(Resolution),
     Applying(Box<Prepared>),
+    /// Everything before this index is in frames or in the frame being filled.
+    Committing(Box<Prepared>, usize),
+}
+
+/// What became of a transaction in one piece of work.
+enum Step {
+    More,
+    /// The journal has to take more before it goes on.
+    Held,
+    Ended,
 }
 
 /// The changes, encoded and applied to a copy of the tree, as if the first had the number `first`.
@@ -78,7 +93,9 @@ impl Long {
     pub(super) fn contents(&self) -> Vec<ContentId> {
         match &self.stage {
             Stage::Resolving(_) => Vec::new(),
-            Stage::Applying(prepared) => prepared.changes.iter().flat_map(contents_of).map(|(id, _)| id).collect(),
+            Stage::Applying(prepared) | Stage::Committing(prepared, _) => {
+                prepared.changes.iter().flat_map(contents_of).map(|(id, _)| id).collect()
+            }
         }
     }
 }
@@ -88,23 +105,47 @@ impl Stream {
     pub(super) fn begin_long(&mut self, request: WriteRequest) {
         let WriteRequest { operations, ack, deadline, reply } = request;
         let stage = Stage::Resolving(Resolution::new(self.applier.tree().snapshot(), operations));
-        self.long = Some(Long { ack, deadline, reply, epoch: self.node.epoch(), stage });
+        self.long = Some(Long { ack, deadline, reply: Some(reply), epoch: self.node.epoch(), stage });
+    }
+
+    /// Whether the transaction under way can go on now.
+    pub(super) fn has_long_work(&self) -> bool {
+        let committing = |long: &Long| matches!(long.stage, Stage::Committing(..));
+        self.long.as_ref().is_some_and(|long| !committing(long) || self.journal_takes_parts())
+    }
+
+    /// Whether the journal keeps up with the frames of a transaction under way.
+    fn journal_takes_parts(&self) -> bool {
+        self.journal.pending_bytes() < super::APPEND_BELOW_BYTES && !self.journal.is_short(0)
     }
 
     /// Goes on with the transaction under way, for [`STEP`] at most; then with the writes that waited behind it.
     pub(super) fn work_long(&mut self, now: Instant) {
         let until = StdInstant::now() + STEP;
         while let Some(mut long) = self.long.take() {
-            if long.reply.is_closed() {
-                continue;
-            }
-            match self.step_long(&mut long) {
-                Ok(false) => self.long = Some(long),
-                Ok(true) => self.commit_long(long, now),
-                Err(failure) => drop(long.reply.send(Err(failure))),
+            match self.step_long(&mut long, now) {
+                // A hundred thousand changes take their time.
+                Ok(Step::Ended) => jobs::free(long),
+                Ok(Step::More) => self.long = Some(long),
+                Ok(Step::Held) => {
+                    self.long = Some(long);
+                    break;
+                }
+                Err(failure) => {
+                    if let Some(reply) = long.reply.take() {
+                        drop(reply.send(Err(failure)));
+                    }
+                    jobs::free(long);
+                }
             }
             if StdInstant::now() >= until {
                 return;
+            }
+        }
+        if self.long.is_some() && self.journal.is_short(0) {
+            // It goes on when there is room; who came behind it is not kept waiting for that.
+            for held in std::mem::take(&mut self.held) {
+                drop(held.reply.send(Err(self.no_room())));
             }
         }
         while self.long.is_none()
@@ -114,67 +155,119 @@ impl Stream {
         }
     }
 
+    fn step_long(&mut self, long: &mut Long, now: Instant) -> Result<Step, Failure> {
+        if long.reply.as_ref().is_some_and(Reply::is_closed) {
+            return Ok(Step::Ended);
+        }
+        if let Stage::Committing(prepared, framed) = &mut long.stage {
+            return Ok(self.commit_part(prepared, framed, long.epoch, now));
+        }
+        if !self.prepare_long(long)? {
+            return Ok(Step::More);
+        }
+        self.number_long(long, now)
+    }
+
     /// True: everything is prepared.
-    fn step_long(&mut self, long: &mut Long) -> Result<bool, Failure> {
+    fn prepare_long(&mut self, long: &mut Long) -> Result<bool, Failure> {
         match &mut long.stage {
             Stage::Resolving(resolution) => {
                 if resolution.step(CHANGES_A_LOOK) {
-                    let ended = std::mem::replace(resolution, Resolution::new(TreeSnapshot::default(), Vec::new()));
-                    let changes = ended.finish().map_err(|error| Failure::Malformed(error.to_string()))?;
+                    let changes = resolution.finish().map_err(|error| Failure::Malformed(error.to_string()))?;
                     let first = Seq(self.journal.end().seq.0 + 1);
                     let state = self.applier.tree().snapshot();
-                    long.stage = Stage::Applying(Box::new(Prepared::new(changes, state, first)));
+                    let applying = Stage::Applying(Box::new(Prepared::new(changes, state, first)));
+                    jobs::free(std::mem::replace(&mut long.stage, applying));
                 }
                 Ok(false)
             }
-            Stage::Applying(prepared) => prepared.step(CHANGES_A_LOOK, long.epoch),
+            Stage::Applying(prepared) => {
+                let done = prepared.applied.len();
+                let ended = prepared.step(CHANGES_A_LOOK, long.epoch)?;
+                if self.applier.lost_of(&prepared.changes[done..prepared.applied.len()]) > 0 {
+                    return Err(Failure::Busy { retry_after_s: 1 });
+                }
+                Ok(ended)
+            }
+            Stage::Committing(..) => Ok(true),
         }
     }
 
-    /// Numbers what was prepared, puts it into frames and takes the prepared tree, all in this turn.
-    fn commit_long(&mut self, long: Long, now: Instant) {
-        let Long { ack, deadline, reply, epoch, stage } = long;
-        let Stage::Applying(prepared) = stage else { return };
-        let Prepared { changes, encoded, state, first, applied } = *prepared;
+    /// Numbers everything that was prepared.
+    fn number_long(&mut self, long: &mut Long, now: Instant) -> Result<Step, Failure> {
+        let Stage::Applying(prepared) = &mut long.stage else { return Ok(Step::Ended) };
         if let Some(refused) = self.refusal(now) {
-            drop(reply.send(Err(refused)));
-            return;
+            return Err(refused);
         }
         let position = self.applier.tree().position();
-        if changes.is_empty() {
-            return self.nothing_to_do(reply, ack, position, now);
+        if prepared.changes.is_empty() {
+            if let Some(reply) = long.reply.take() {
+                self.nothing_to_do(reply, long.ack, position, now);
+            }
+            return Ok(Step::Ended);
         }
-        // The role went and came back meanwhile: the tree may be another.
-        if self.node.epoch() != epoch {
-            drop(reply.send(Err(Failure::Busy { retry_after_s: 1 })));
-            return;
+        // The role went and came back meanwhile: the tree and the numbers may be others.
+        let as_prepared = self.node.epoch() == long.epoch && self.journal.end().seq.0 + 1 == prepared.first.0;
+        if !as_prepared {
+            return Err(Failure::Busy { retry_after_s: 1 });
         }
-        if self.journal.is_short(encoded.len()) {
-            drop(reply.send(Err(self.no_room())));
-            return;
+        if self.journal.is_short(prepared.encoded.len()) {
+            return Err(self.no_room());
         }
         let token = self.writes.token();
-        let records = u32::try_from(changes.len()).unwrap_or(u32::MAX);
-        let admission = match self.node.admit(now, token, records, ack) {
-            Ok(admission) => admission,
-            Err(refusal) => return drop(reply.send(Err(writes::failure(refusal)))),
-        };
-        self.writes.wait(token, admission, deadline, reply);
+        let records = u32::try_from(prepared.changes.len()).unwrap_or(u32::MAX);
+        let admission = self.node.admit(now, token, records, long.ack).map_err(writes::failure)?;
+        assert_eq!(admission.first, prepared.first, "nothing is numbered beside a long transaction");
+        if let Some(reply) = long.reply.take() {
+            self.writes.wait(token, admission, long.deadline, reply);
+        }
+        let empty = Box::new(Prepared::new(Vec::new(), TreeSnapshot::default(), prepared.first));
+        let prepared = std::mem::replace(prepared, empty);
+        long.stage = Stage::Committing(prepared, 0);
+        Ok(Step::More)
+    }
+
+    /// Puts some more records into frames; with the last of them the tree takes what was prepared.
+    fn commit_part(&mut self, prepared: &mut Prepared, framed: &mut usize, epoch: Epoch, now: Instant) -> Step {
+        // Where the office has ended, the core has what is left dropped in a moment.
+        if self.refusal(now).is_some() || self.node.epoch() != epoch || !self.journal_takes_parts() {
+            return Step::Held;
+        }
+        let count = prepared.changes.len();
+        let part = *framed..count.min(*framed + CHANGES_A_LOOK);
+        let commit = Seq(prepared.first.0 + count as u64 - 1);
+        for index in part.clone() {
+            let (change, seq) = (&prepared.changes[index], Seq(prepared.first.0 + index as u64));
+            self.applier.note_contents(seq, change);
+            self.changes.note(Version { epoch, seq }, commit, change, &prepared.applied[index]);
+        }
+        *framed = part.end;
         let mut closed = Vec::new();
-        self.writes.append(&encoded, |frame| closed.push(frame));
-        let as_prepared = admission.first == first;
-        if as_prepared {
-            self.applier.tree().replace(state);
-            self.applier.tree().advance(position);
-        }
-        for ((index, change), applied) in (0_u64..).zip(&changes).zip(applied) {
-            let version = Version { epoch: admission.epoch, seq: Seq(admission.first.0 + index) };
-            // Other numbers than expected: something else was numbered meanwhile, and its change stays.
-            let applied = if as_prepared { applied } else { self.applier.tree().apply(change, version) };
-            self.changes.note(version, admission.last, change, &applied);
-        }
+        self.writes.append_part(&prepared.encoded, part, |frame| closed.push(frame));
         for frame in closed {
-            self.frame_closed(frame, now);
+            self.part_closed(frame, now);
+        }
+        if *framed < count {
+            return Step::More;
+        }
+        let position = self.applier.tree().position();
+        let before = self.applier.tree().replace(std::mem::take(&mut prepared.state));
+        // Freed with the rest.
+        prepared.state = before;
+        self.applier.tree().advance(position);
+        self.close_frame(now);
+        Step::Ended
+    }
+
+    /// The office has ended: what is numbered and in no frame is given up, and with it a transaction of which it is part.
+    pub(super) fn drop_unframed(&mut self) {
+        let Some(long) = self.long.take_if(|long| matches!(long.stage, Stage::Committing(..))) else {
+            debug_assert!(self.writes.is_closed());
+            return;
+        };
+        self.writes.discard();
+        if let Stage::Committing(prepared, _) = &long.stage {
+            self.changes.forget_from(prepared.first);
         }
     }
 }

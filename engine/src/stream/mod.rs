@@ -78,6 +78,8 @@ const MAKE_ROOM_EVERY: Duration = Duration::from_secs(1);
 const REQUESTS_A_TURN: usize = 1024;
 /// How long the last words of a member that ends may take.
 const LAST_WORDS_WITHIN: Duration = Duration::from_millis(500);
+/// A turn that takes as long is noted: nothing in the loop should.
+const LONG_TURN: Duration = Duration::from_millis(25);
 /// How many turns are spent on reading the sockets dry after a pause.
 const DRAIN_TURNS: usize = 64;
 
@@ -345,23 +347,27 @@ impl Stream {
         let wait = self.wait();
         let mut completions = std::mem::take(&mut self.completions);
         self.driver.turn(wait, &mut completions)?;
-        let now = now();
+        let (now, began) = (now(), StdInstant::now());
         // First of all, so that the core notices a pause of its own before it hears anything (protocol §5).
         self.node.handle_timeout(now);
         for completion in completions.drain(..) {
             self.complete(completion, now);
         }
         self.completions = completions;
+        let completed = began.elapsed();
         self.hear_journal(now);
         self.pump_transport();
         self.take_events(now);
         self.hear_bulk(now);
         self.hear_jobs(now);
         self.carry_out(now);
+        let heard = began.elapsed();
         self.take_requests(now);
         self.carry_out(now);
+        let taken = began.elapsed();
         self.apply(now);
         self.carry_out(now);
+        let applied = began.elapsed();
         self.feed_peer(now);
         self.housekeeping(now);
         self.dial(now);
@@ -373,6 +379,17 @@ impl Stream {
             self.carry_out(now);
         }
         self.bulk.flush();
+        let took = began.elapsed();
+        if took >= LONG_TURN {
+            tracing::debug!(
+                ?took,
+                ?completed,
+                ?heard,
+                ?taken,
+                ?applied,
+                "a long turn of the stream loop, by its parts"
+            );
+        }
         Ok(())
     }
 
@@ -401,7 +418,8 @@ impl Stream {
     /// Whether a turn has something to do without any completion.
     fn has_work(&self) -> bool {
         self.drain.is_some()
-            || self.long.is_some()
+            || self.has_long_work()
+            || (self.long.is_none() && !self.held.is_empty())
             || !self.requests.is_empty()
             || self.applier.can_apply(self.applicable())
     }

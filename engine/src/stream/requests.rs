@@ -144,8 +144,10 @@ impl Stream {
             match self.requests.try_recv() {
                 Ok(Request::Write(request)) => self.write(request, now),
                 Ok(request) => {
-                    // The core must not hear of anything else while a numbered change is in no frame.
-                    self.close_frame(now);
+                    // The core must not hear of anything else while a numbered change is in the tree and in no frame.
+                    if self.long.is_none() {
+                        self.close_frame(now);
+                    }
                     self.request(request, now);
                     self.carry_out(now);
                 }
@@ -160,10 +162,13 @@ impl Stream {
             self.fill_parameters = false;
             self.write_initial_parameters(now);
         }
-        self.close_frame(now);
+        // The frame of a transaction that goes on in the next turn stays open.
+        if self.long.is_none() {
+            self.close_frame(now);
+        }
     }
 
-    fn close_frame(&mut self, now: Instant) {
+    pub(super) fn close_frame(&mut self, now: Instant) {
         if let Some(closed) = self.writes.close() {
             self.frame_closed(closed, now);
         }
@@ -172,7 +177,7 @@ impl Stream {
     /// Takes a write, or lets it wait behind a long one.
     pub(super) fn write(&mut self, request: WriteRequest, now: Instant) {
         if self.long.is_some() {
-            if self.held.len() < long::HELD_WRITES {
+            if self.held.len() < long::HELD_WRITES && !self.journal.is_short(0) {
                 self.held.push_back(request);
             } else {
                 let _ = request.reply.send(Err(Failure::Busy { retry_after_s: 1 }));
@@ -291,7 +296,8 @@ impl Stream {
             Request::Sync { deadline, reply } => self.sync(deadline, reply, now),
             Request::Verify { deep, deadline, reply } => self.verify(deep, deadline, reply, now),
             Request::Watch(request) => {
-                let end = self.journal.end();
+                // Not the journal's end: that may lie within a transaction.
+                let end = self.applier.position();
                 self.changes.watch(request, Version { epoch: end.epoch, seq: end.seq });
             }
             Request::MirrorList(reply) => {

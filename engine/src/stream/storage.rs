@@ -314,6 +314,7 @@ fn archive_records(
     epoch: Epoch,
 ) -> Result<u64, JobError> {
     let mut changes: Vec<(Version, Change)> = Vec::new();
+    let mut open = Vec::new();
     let mut common = reader.start_before(after);
     let mut cursor = reader.after(&common)?;
     let mut expander = Decompressor::new();
@@ -335,10 +336,14 @@ fn archive_records(
         let frame = CheckedFrame::check(&stored.bytes)?;
         for record in frame.records(&mut expander)? {
             let (seq, record) = record?;
-            if let Record::Ds { change, .. } = record
-                && seq > after
-            {
-                changes.push((Version { epoch: frame.header().epoch(), seq }, change));
+            // What a transaction had of which the last record was never written, it never had.
+            let Record::Ds { part, change } = record else {
+                open.clear();
+                continue;
+            };
+            open.push((Version { epoch: frame.header().epoch(), seq }, change));
+            if part.is_last() {
+                changes.extend(open.drain(..).filter(|(version, _)| version.seq > after));
             }
         }
     }

@@ -2,11 +2,13 @@
 //! and answered when the core says so.
 //!
 //! Always: a change that was numbered is in a frame before the core hears of anything else, so that stepping down never
-//! meets a change that is in the tree and in no frame. Memory is bounded by the core's limit of waiting writes.
+//! meets a change that is in the tree and in no frame; a long write, whose frames are closed over several turns, is in
+//! the tree only with its last. Memory is bounded by the core's limit of waiting writes.
 
 use std::{
     cmp::Reverse,
     collections::{BinaryHeap, HashMap},
+    ops::Range,
     time::{Duration, Instant as StdInstant},
 };
 
@@ -101,9 +103,9 @@ impl Encoded {
         Ok(())
     }
 
-    fn records(&self) -> impl Iterator<Item = &[u8]> {
-        let starts = std::iter::once(0).chain(self.ends.iter().copied());
-        starts.zip(&self.ends).map(|(start, end)| &self.bytes[start..*end])
+    fn records(&self, part: Range<usize>) -> impl Iterator<Item = &[u8]> {
+        let start = |index: usize| index.checked_sub(1).map_or(0, |before| self.ends[before]);
+        part.map(move |index| &self.bytes[start(index)..self.ends[index]])
     }
 }
 
@@ -139,9 +141,14 @@ impl Writes {
     }
 
     /// Appends an admitted write to the frame being filled; frames that became full are handed to `closed`.
-    pub fn append(&mut self, encoded: &Encoded, mut closed: impl FnMut(Closed)) {
+    pub fn append(&mut self, encoded: &Encoded, closed: impl FnMut(Closed)) {
+        self.append_part(encoded, 0..encoded.ends.len(), closed);
+    }
+
+    /// As [`append`](Self::append), only the records with these indices: a long write goes piece by piece.
+    pub fn append_part(&mut self, encoded: &Encoded, part: Range<usize>, mut closed: impl FnMut(Closed)) {
         let Some(builder) = &mut self.builder else { return };
-        for record in encoded.records() {
+        for record in encoded.records(part) {
             let full = !builder.is_empty()
                 && (builder.plain_bytes() + record.len() > self.max_bytes || builder.len() >= self.max_records);
             if full || builder.push_encoded(record).is_err() {
@@ -150,6 +157,11 @@ impl Writes {
                 debug_assert!(pushed.is_ok(), "an empty frame takes any record that was measured: {pushed:?}");
             }
         }
+    }
+
+    /// Gives up what is numbered and in no frame: the office has ended, the next begins with a frame of its own.
+    pub fn discard(&mut self) {
+        self.builder = None;
     }
 
     /// Seals the frame being filled, if it holds anything.
