@@ -148,7 +148,7 @@ fn last_segment(dir: &Path) -> std::path::PathBuf {
     let mut names: Vec<_> = fs::read_dir(dir)
         .unwrap()
         .map(|entry| entry.unwrap().path())
-        .filter(|path| path.extension().is_some_and(|e| e == "seg") && fs::read(path).unwrap()[..4] == *b"RPJS")
+        .filter(|path| path.extension().is_some_and(|e| e == "seg") && fs::read(path).unwrap().starts_with(b"RPJS"))
         .collect();
     names.sort();
     names.pop().unwrap()

@@ -35,6 +35,9 @@ const LONG_FROM_CHANGES: usize = 1024;
 /// How many of its changes are applied to that copy at once.
 const STAGED_AT_ONCE: usize = 64;
 
+/// A long transaction: its first record, and the tree with what has come of it.
+type Copied = (Seq, TreeSnapshot);
+
 /// A frame that waits for its turn.
 #[derive(Debug)]
 struct Waiting {
@@ -76,7 +79,7 @@ pub struct Applier {
     /// The changes of a transaction whose last record has not come.
     open: Vec<(Change, Version)>,
     /// A long one: the first record, and the state with everything of it that has come, `open` excepted.
-    staged: Option<(Seq, TreeSnapshot)>,
+    staged: Option<Copied>,
     /// The newest record that took effect.
     applied: Seq,
     /// Contents that are not stored, by the records that refer to them: applied or not.
@@ -365,7 +368,7 @@ impl Applier {
 /// tree, so that its last record costs no more than any.
 fn apply_record(
     tree: &mut Tree,
-    (open, staged): (&mut Vec<(Change, Version)>, &mut Option<(Seq, TreeSnapshot)>),
+    (open, staged): (&mut Vec<(Change, Version)>, &mut Option<Copied>),
     changes: &mut Changes,
     version: Version,
     record: Record,
