@@ -1,8 +1,13 @@
 //! Processes that do not run for a while: never two exclusive members, nothing acknowledged as durable after waking
 //! that the other does not have, one active soon after.
 
+use std::time::{Duration, Instant};
+
 use nix::sys::signal::Signal;
 use ringpair_tests::pair::{Load, Options, Pair, Victim, Witness, merge, overlap, wait_until};
+
+/// How long a member that wakes is looked at before anything else is asked of the pair.
+const LOOKED_AT_FOR: Duration = Duration::from_secs(1);
 
 fn freeze(victim: Victim) {
     let pair = Pair::start(&Options::default());
@@ -21,6 +26,12 @@ fn freeze(victim: Victim) {
     wait_until("and excludes any other", || witnesses[1].count() > 20);
     if pair.a.worker_pid() == worker {
         pair.a.signal(victim, Signal::SIGCONT);
+    }
+    let begun = Instant::now();
+    let overlapping = || overlap(&witnesses[0].so_far(), &witnesses[1].so_far());
+    while begun.elapsed() < LOOKED_AT_FOR {
+        assert_eq!(overlapping(), None, "both were exclusive at one time\n{}", pair.logs());
+        std::thread::park_timeout(Duration::from_millis(50));
     }
     pair.wait_in_sync();
     let mut writes = load.stop();

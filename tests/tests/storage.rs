@@ -45,8 +45,9 @@ fn after_a_double_crash_the_newest_data_is_served_whatever_the_order() {
         if b_first {
             pair.b.start(&[]);
             wait_until("B answers", || pair.b.status().is_some());
-            // It cannot know what A has, and waits for A.
-            std::thread::park_timeout(Duration::from_millis(500));
+            // It cannot know what A has. Once it may decide alone, it says why it waits for A.
+            let decided = || pair.b.status().unwrap_or_default().to_string().contains("may have newer data");
+            wait_until("B has decided", || pair.b.is_active() || decided());
             assert!(!pair.b.is_active(), "B became active on older data\n{}", pair.logs());
             pair.a.start(&[]);
         } else {

@@ -60,6 +60,15 @@ impl Witness {
         self.claims.lock().expect("no witness panics").len()
     }
 
+    /// Every claim so far.
+    ///
+    /// # Panics
+    /// When the witness panicked.
+    #[must_use]
+    pub fn so_far(&self) -> Vec<Claim> {
+        self.claims.lock().expect("no witness panics").clone()
+    }
+
     /// Stops asking, and gives every claim.
     ///
     /// # Panics

@@ -18,6 +18,11 @@ use std::{
     time::{Duration, Instant},
 };
 
+use ringpair_wire::{
+    hello::{Hello, Speaker, VERSIONS},
+    id::MemberId,
+    lane::{LaneKind, PathKind},
+};
 use rustls::{
     ClientConfig, ClientConnection, DigitallySignedStruct, RootCertStore, SignatureScheme, StreamOwned,
     client::danger::{HandshakeSignatureValid, ServerCertVerified, ServerCertVerifier},
@@ -230,13 +235,35 @@ fn together(pair: &Pair) -> bool {
         })
 }
 
+/// The hello that the owner of `keys` says: a stranger who has seen one can say it too.
+fn real_hello(lane: &[u8], keys: &Path) -> Vec<u8> {
+    let certificate = CertificateDer::from_pem_file(keys.join("cert.pem")).expect("a certificate");
+    let bytes = certificate.as_ref();
+    let prefix = b"ringpair://";
+    let at = bytes.windows(prefix.len()).position(|window| window == prefix).expect("the certificate's name");
+    let name: Vec<u8> = bytes[at + prefix.len()..].iter().copied().take_while(|byte| *byte != b'/').collect();
+    let member = if keys.ends_with("A") { MemberId::A } else { MemberId::B };
+    let hello = Hello {
+        versions: VERSIONS,
+        pair: String::from_utf8(name).expect("a pair's name"),
+        member,
+        instance: 1,
+        lane: LaneKind::ALL.into_iter().find(|kind| kind.alpn() == lane).expect("a lane"),
+        path: PathKind::Main,
+        speaker: Speaker::Worker,
+    };
+    hello.to_bytes()
+}
+
 /// Everything that a stranger may try at `address`, beside noise. `right`: the keys of the member's real peer.
 fn knock(address: SocketAddr, strange: &Path, right: &Path) {
     let hello = [b"RPHI".as_slice(), &[0xff; 60_000]].concat();
     for lane in LANES {
         for keys in [None, Some(strange)] {
-            let answer = dial_tls(address, lane, keys).map(|stream| converse(stream, &hello)).unwrap_or_default();
-            assert!(answer.is_empty(), "a stranger was told {} bytes", answer.len());
+            for said in [&hello, &real_hello(lane, right)] {
+                let answer = dial_tls(address, lane, keys).map(|stream| converse(stream, said)).unwrap_or_default();
+                assert!(answer.is_empty(), "a stranger was told {} bytes", answer.len());
+            }
         }
         // Whoever has the right certificate and says nonsense hears no more than a hello.
         for nonsense in [hello.clone(), vec![0; 60_000], b"RPHI".to_vec()] {

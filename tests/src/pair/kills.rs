@@ -32,8 +32,8 @@ impl Dice {
         let member = if self.below(2) == 0 { 'A' } else { 'B' };
         match self.below(8) {
             0..=2 => Kill::Member(member, Victim::Worker),
-            3..=4 => Kill::Member(member, Victim::Supervisor),
-            5..=6 => Kill::Member(member, Victim::Both),
+            3 => Kill::Member(member, Victim::Supervisor),
+            4..=5 => Kill::Member(member, Victim::Both),
             _ => Kill::BothMembers,
         }
     }
@@ -50,20 +50,30 @@ pub fn storm(seed: u64, count: usize, mut report: impl FnMut(&str)) {
     pair.wait_in_sync();
     let mut all = Writes::new();
     for number in 1..=count {
-        let load = Load::start_at_every_level([pair.a.socket(), pair.b.socket()], 4, 50);
+        let sockets = [pair.a.socket(), pair.b.socket()];
+        let mut load = Load::start_at_every_level(sockets.clone(), 4, 50);
         let enough = 50 + dice.below(200);
         wait_until("the load runs", || load.progress() >= enough);
         let kill = dice.kill();
         let active = pair.active().map(Member::name);
         let workers = pair.members().map(Member::worker_pid);
+        let mut writes = Writes::new();
+        // Half of them strike in full flight; half when the newest record of the journal has been acknowledged.
+        let quiet = dice.below(2) == 0;
+        if quiet {
+            writes = std::mem::replace(&mut load, Load::idle()).stop();
+        }
         strike(&mut pair, kill);
+        if quiet {
+            load = Load::start_at_every_level(sockets, 4, 50);
+        }
         let before = load.progress();
         let served_again =
             wait_until(&format!("changes are acknowledged again after {kill:?}\n{}", pair.logs()), || {
                 load.progress() > before + 20
             });
         revive(&mut pair, kill, &workers);
-        let writes = load.stop();
+        merge(&mut writes, load.stop());
         let in_sync = pair.wait_in_sync();
         if !matches!(kill, Kill::BothMembers | Kill::Member(_, Victim::Both)) {
             check_in_service(&pair, &writes);
@@ -71,7 +81,8 @@ pub fn storm(seed: u64, count: usize, mut report: impl FnMut(&str)) {
         merge(&mut all, writes);
         let checked = check_served(&pair, &all);
         report(&format!(
-            "kill {number}/{count}: {kill:?} (active was {}) acknowledged again after {served_again:?}, in sync {in_sync:?} later, {checked}",
+            "kill {number}/{count}: {kill:?}{} (active was {}) acknowledged again after {served_again:?}, in sync {in_sync:?} later, {checked}",
+            if quiet { " at rest" } else { "" },
             active.map_or("nobody".into(), |name| name.to_string()),
         ));
     }

@@ -94,6 +94,12 @@ impl Load {
         Self::of(&sockets, tasks)
     }
 
+    /// No writers.
+    #[must_use]
+    pub fn idle() -> Self {
+        Self { shared: Arc::default(), writers: Vec::new() }
+    }
+
     fn of(sockets: &[PathBuf; 2], tasks: impl Iterator<Item = Task>) -> Self {
         let shared = Arc::new(SharedRecord::default());
         let start = |task| {

@@ -5,6 +5,7 @@
 
 mod capture;
 mod claims;
+mod damage;
 mod disk;
 mod http;
 mod intruder;
@@ -22,6 +23,7 @@ use std::{
 
 pub use capture::{Capture, Endpoint, Packet};
 pub use claims::{Claim, Witness, overlap};
+pub use damage::{Damage, damage};
 pub use disk::SmallDisk;
 pub use http::{Answer, HttpError, request};
 pub use intruder::{Attack, intrude};
