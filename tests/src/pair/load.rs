@@ -69,6 +69,8 @@ struct Task {
     number: usize,
     objects: u64,
     level: &'static str,
+    /// Whether some changes make objects of their own.
+    once: bool,
 }
 
 impl Load {
@@ -82,15 +84,23 @@ impl Load {
     /// As [`Self::start`], with numbers of the writers that are in no other load: their objects are theirs alone.
     #[must_use]
     pub fn start_numbered(sockets: [PathBuf; 2], writers: Range<usize>, objects: usize) -> Self {
-        let tasks = writers.map(|number| Task { number, objects: objects as u64, level: "durable" });
+        let tasks = writers.map(|number| Task { number, objects: objects as u64, level: "durable", once: true });
         Self::of(&sockets, tasks)
+    }
+
+    /// As [`Self::start`], without objects that are written once: what the members hold does not grow.
+    #[must_use]
+    pub fn start_steady(sockets: [PathBuf; 2], writers: usize, objects: usize) -> Self {
+        let task = |number| Task { number, objects: objects as u64, level: "durable", once: false };
+        Self::of(&sockets, (0..writers).map(task))
     }
 
     /// As [`Self::start`], with two writers more that ask for `local` and `async`.
     #[must_use]
     pub fn start_at_every_level(sockets: [PathBuf; 2], writers: usize, objects: usize) -> Self {
         let levels = std::iter::repeat_n("durable", writers).chain(["local", "async"]);
-        let tasks = levels.enumerate().map(|(number, level)| Task { number, objects: objects as u64, level });
+        let tasks =
+            levels.enumerate().map(|(number, level)| Task { number, objects: objects as u64, level, once: true });
         Self::of(&sockets, tasks)
     }
 
@@ -146,11 +156,11 @@ impl Drop for Load {
 
 fn write(shared: &SharedRecord, sockets: &[PathBuf; 2], task: Task) {
     static NEXT: AtomicU64 = AtomicU64::new(1);
-    let Task { number, objects, level } = task;
+    let Task { number, objects, level, once } = task;
     let mut target = 0;
     for turn in 0_u64.. {
         let counter = NEXT.fetch_add(1, Ordering::Relaxed);
-        let path = if turn % ONCE_IN == ONCE_IN - 1 {
+        let path = if once && turn % ONCE_IN == ONCE_IN - 1 {
             format!("/LOAD/w{number}/once{counter}")
         } else {
             format!("/LOAD/w{number}/o{}", turn % objects)
