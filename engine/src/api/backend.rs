@@ -323,9 +323,9 @@ pub struct MirrorList {
     pub watch: String,
     /// The directories.
     pub directories: Vec<MirrorDirectory>,
-    /// Paths that are on the way, at most a thousand.
-    pub pending: Vec<String>,
-    /// What is left out, and by which rule, at most a thousand.
+    /// What keeps it from being current: each with its path and what to try.
+    pub problems: Vec<MirrorProblem>,
+    /// What is left out, and by which rule.
     pub excluded: Vec<MirrorTest>,
 }
 
@@ -342,8 +342,15 @@ pub struct MirrorDirectory {
     pub parameter: String,
     /// `ok`, or what is wrong with it.
     pub state: String,
-    /// Files in it.
-    pub files: u64,
+}
+
+/// A path that is not mirrored as it should be.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct MirrorProblem {
+    /// The path as the parameters write it.
+    pub path: String,
+    /// What is wrong and what to try.
+    pub reason: String,
 }
 
 /// Whether a path is mirrored.

@@ -306,21 +306,23 @@ pub(super) async fn mirror_ls(shared: &Shared, client: &Client) -> Result<(), Cl
     let directories = list["directories"].as_array().into_iter().flatten().map(|d| {
         let plus = if d["recursive"] == true { "+" } else { " " };
         let how = if d["watched"] == true { "watched" } else { "at start" };
-        vec![
-            format!("{plus}{}", plain(&d["path"])),
-            how.to_owned(),
-            plain(&d["state"]),
-            format!("{} files", d["files"]),
-            plain(&d["parameter"]),
-        ]
+        vec![format!("{plus}{}", plain(&d["path"])), how.to_owned(), plain(&d["state"]), plain(&d["parameter"])]
     });
     let excluded = list["excluded"]
         .as_array()
         .into_iter()
         .flatten()
         .map(|e| vec![format!("-{}", plain(&e["path"])), "left out".to_owned(), plain(&e["rule"])]);
-    let rows: Vec<_> = directories.chain(excluded).collect();
-    if rows.is_empty() { print("nothing is mirrored") } else { print(&table(&rows)) }
+    let problems = list["problems"]
+        .as_array()
+        .into_iter()
+        .flatten()
+        .map(|p| vec![plain(&p["path"]), "problem".to_owned(), plain(&p["reason"])]);
+    if list["directories"].as_array().is_none_or(Vec::is_empty) {
+        return print("nothing is mirrored");
+    }
+    let rows: Vec<_> = directories.chain(excluded).chain(problems).collect();
+    print(&table(&rows))
 }
 
 /// `mirror exclude-test`: exit 0 when the path is mirrored, 1 when it is left out.

@@ -10,7 +10,7 @@ use std::{
     io::{self, BufReader, BufWriter, Read, Write},
     os::unix::fs::{DirBuilderExt, OpenOptionsExt},
     path::{Path, PathBuf},
-    sync::Arc,
+    sync::{Arc, Mutex, PoisonError},
 };
 
 use base64::{Engine as _, engine::general_purpose::STANDARD};
@@ -30,6 +30,8 @@ use crate::ds::{
 
 /// The greatest size of one entry of an archive's log, in bytes.
 const MAX_ENTRY_BYTES: usize = 4 * MAX_RECORD_BYTES;
+/// How the name of an archive begins that is not sealed.
+const UNSEALED: &str = "unsealed";
 /// The greatest length of a file's path, in bytes (PATH_MAX).
 const MAX_FILE_PATH_BYTES: usize = 4096;
 
@@ -164,6 +166,8 @@ impl LogEntry {
 #[derive(Clone, Debug)]
 pub struct DivergenceArchive {
     dir: Arc<PathBuf>,
+    /// The last number that a writer of this process got: two may write at a time, records and files.
+    numbered: Arc<Mutex<u64>>,
 }
 
 impl DivergenceArchive {
@@ -178,25 +182,35 @@ impl DivergenceArchive {
             made.map_err(io_error("creating", &dir))?;
             sync_dir(storage)?;
         }
-        Ok(Self { dir: Arc::new(dir) })
+        Ok(Self { dir: Arc::new(dir), numbered: Arc::default() })
     }
 
     /// Begins an archive of what this member accepted in `epoch` beyond `common`, the last position both histories
-    /// share. An earlier one that was never sealed is dropped: nothing was overwritten after it.
+    /// share. Whatever was never sealed and is not being written is dropped: nothing was overwritten after it.
     ///
     /// # Errors
     /// [`ArchiveError::NoRoom`], [`ArchiveError::Io`].
     pub fn begin(&self, epoch: Epoch, common: Position) -> Result<ArchiveWriter, ArchiveError> {
-        let unsealed = self.dir.join("unsealed");
-        if unsealed.is_dir() {
-            fs::remove_dir_all(&unsealed).map_err(io_error("removing", &unsealed))?;
+        let mut numbered = self.numbered.lock().unwrap_or_else(PoisonError::into_inner);
+        let number = self.numbers()?.last().map_or(1, |last| last + 1).max(*numbered + 1);
+        if *numbered == 0 {
+            self.remove_unsealed()?;
         }
-        let number = self.numbers()?.last().map_or(1, |last| last + 1);
+        *numbered = number;
+        drop(numbered);
+        let unsealed = self.dir.join(format!("{UNSEALED}-{number}"));
         DirBuilder::new().mode(0o700).create(&unsealed).map_err(io_error("creating", &unsealed))?;
         let log = create(&unsealed.join("log"))?;
         let (records, files) = (0, 0);
-        let mut writer =
-            ArchiveWriter { archive: self.clone(), unsealed, number, log: BufWriter::new(log), records, files };
+        let mut writer = ArchiveWriter {
+            archive: self.clone(),
+            unsealed,
+            number,
+            log: BufWriter::new(log),
+            records,
+            files,
+            sealed: false,
+        };
         writer.append(&LogEntry::Head { epoch, common })?;
         Ok(writer)
     }
@@ -295,6 +309,16 @@ impl DivergenceArchive {
         Ok(())
     }
 
+    /// Removes what an earlier process never sealed; called before this one writes anything.
+    fn remove_unsealed(&self) -> Result<(), ArchiveError> {
+        let listed = fs::read_dir(&*self.dir).map_err(io_error("listing", &self.dir))?;
+        for entry in listed.flatten().filter(|entry| entry.file_name().to_string_lossy().starts_with(UNSEALED)) {
+            let path = entry.path();
+            fs::remove_dir_all(&path).map_err(io_error("removing", &path))?;
+        }
+        Ok(())
+    }
+
     /// The numbers of the sealed archives, ascending. Foreign files are left alone.
     fn numbers(&self) -> Result<Vec<u64>, ArchiveError> {
         let listed = fs::read_dir(&*self.dir).map_err(io_error("listing", &self.dir))?;
@@ -356,6 +380,17 @@ pub struct ArchiveWriter {
     log: BufWriter<File>,
     records: u64,
     files: u64,
+    sealed: bool,
+}
+
+impl Drop for ArchiveWriter {
+    fn drop(&mut self) {
+        if !self.sealed
+            && let Err(error) = fs::remove_dir_all(&self.unsealed)
+        {
+            tracing::warn!(%error, path = %self.unsealed.display(), "what was not sealed cannot be removed; the next start tries again");
+        }
+    }
 }
 
 impl ArchiveWriter {
@@ -398,7 +433,6 @@ impl ArchiveWriter {
     pub fn seal(mut self) -> Result<(u64, u64), ArchiveError> {
         let path = self.unsealed.join("log");
         if self.records + self.files == 0 {
-            fs::remove_dir_all(&self.unsealed).map_err(io_error("removing", &self.unsealed))?;
             return Ok((0, 0));
         }
         let synced = self.log.flush().and_then(|()| self.log.get_ref().sync_all());
@@ -406,6 +440,7 @@ impl ArchiveWriter {
         sync_dir(&self.unsealed)?;
         let sealed = self.archive.dir.join(self.number.to_string());
         fs::rename(&self.unsealed, &sealed).map_err(io_error("renaming", &sealed))?;
+        self.sealed = true;
         sync_dir(&self.archive.dir)?;
         Ok((self.records, self.files))
     }
@@ -535,6 +570,25 @@ mod tests {
         assert_eq!(archive.begin(Epoch(1), position(1)).unwrap().seal().unwrap(), (0, 0));
         assert!(archive.records().unwrap().is_empty());
         assert_eq!(fs::read_dir(dir.path().join("divergence")).unwrap().count(), 0);
+    }
+
+    /// Records by the stream thread's job, files by the bulk thread.
+    #[test]
+    fn two_may_write_at_a_time_and_leftovers_go() {
+        let dir = tempfile::tempdir().unwrap();
+        let archive = DivergenceArchive::open(dir.path()).unwrap();
+        for leftover in ["unsealed", "unsealed-7"] {
+            fs::create_dir(dir.path().join("divergence").join(leftover)).unwrap();
+        }
+        let mut files = archive.begin(Epoch(1), position(1)).unwrap();
+        files.add_file(b"/f", &mut &b"12345"[..]).unwrap();
+        let mut records = archive.clone().begin(Epoch(1), position(1)).unwrap();
+        records.add_record(version(2), &path("/a"), None).unwrap();
+        records.seal().unwrap();
+        files.seal().unwrap();
+        assert_eq!((archive.records().unwrap().len(), archive.files().unwrap().len()), (1, 1));
+        assert_eq!(fs::read(&archive.files().unwrap()[0].stored).unwrap(), b"12345");
+        assert_eq!(fs::read_dir(dir.path().join("divergence")).unwrap().count(), 2);
     }
 
     #[test]

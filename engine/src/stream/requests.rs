@@ -28,8 +28,8 @@ use super::{
 use crate::{
     api::{
         backend::{
-            ActiveMember, Failure, MirrorDirectory, MirrorList, MirrorTest, Reply, Request, RoleAnswer, SwitchDone,
-            SwitchRequest, SyncDone, WriteDone, WriteRequest,
+            ActiveMember, Failure, MirrorDirectory, MirrorList, MirrorProblem, MirrorTest, Reply, Request, RoleAnswer,
+            SwitchDone, SwitchRequest, SyncDone, WriteDone, WriteRequest,
         },
         events::Event,
         status::Mode,
@@ -40,11 +40,8 @@ use crate::{
         edit::{Operation, ValueEdit, resolve_all},
         params::{self, Parameters},
     },
-    mirror::{MirrorState, RootSet},
+    mirror::{LeftOut, MirrorState, RootSet},
 };
-
-/// How many paths of the mirror are listed at most.
-const LISTED_PATHS: usize = 1000;
 
 /// A command of the API that the core has.
 #[derive(Debug)]
@@ -475,16 +472,32 @@ impl Stream {
                 watched: spec.continuous,
                 parameter: if spec.continuous { "CustomMirrorDir" } else { "InitialMirrorDir" }.into(),
                 state: problem.map_or_else(|| "ok".into(), |problem| problem.reason.clone()),
-                files: 0,
             }
         });
         MirrorList {
             status,
             watch: self.mirror.watch.clone(),
             directories: directories.collect(),
-            pending: self.mirror.problems.iter().take(LISTED_PATHS).map(|problem| problem.path.clone()).collect(),
-            excluded: Vec::new(),
+            problems: self
+                .mirror
+                .problems
+                .iter()
+                .map(|problem| MirrorProblem { path: problem.path.clone(), reason: problem.reason.clone() })
+                .collect(),
+            excluded: self.left_out(),
         }
+    }
+
+    /// The rules by which paths are left out.
+    fn left_out(&self) -> Vec<MirrorTest> {
+        let rule = |path: String, left_out: LeftOut| MirrorTest { path, mirrored: false, rule: left_out.to_string() };
+        let roots = &self.bulk_told.roots;
+        let extensions = roots
+            .exceptions()
+            .iter()
+            .map(|extension| rule(format!("*.{}", extension.escape_ascii()), LeftOut::Extension(extension.clone())));
+        let devices = (!roots.devices()).then(|| rule("devices".into(), LeftOut::Device));
+        extensions.chain([rule("sockets".into(), LeftOut::Socket)]).chain(devices).collect()
     }
 
     fn mirror_test(&self, path: &[u8]) -> Result<MirrorTest, Failure> {
