@@ -4,6 +4,8 @@
 //! Always: a message that speaks of a term of office names its epoch, and one that speaks of a right to promote
 //! names its grant. Never: a clock of one member compared with the other's; durations only.
 
+use serde::{Deserialize, Serialize};
+
 use crate::id::{Epoch, HistoryId, Position, Seq};
 
 /// The greatest number of epochs that a [`Control::Follow`] or [`Control::MustResync`] lists; older ones are left out.
@@ -25,7 +27,8 @@ pub struct GrantId {
 }
 
 /// What a member has of the pair's one role.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
 pub enum Role {
     /// Neither: starting, reconnecting to nobody, inactive, stopping or in error.
     #[default]
@@ -49,7 +52,8 @@ impl Role {
 }
 
 /// The states of the specification (SM-010 to SM-018), by which `status` and the peer know a member.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
 pub enum State {
     /// Started, role not yet known.
     #[default]
@@ -104,7 +108,8 @@ impl State {
 }
 
 /// Whether the pair switches by itself (interface §2 `mode`).
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
 pub enum SwitchMode {
     /// A fault of the active promotes the backup.
     #[default]
@@ -182,18 +187,20 @@ pub enum GiveBackReason {
 }
 
 /// A thing that would be lost or is unsafe if one switched now (interface §8).
-#[derive(Clone, Debug, PartialEq, Eq)]
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Blocker {
     /// Of what kind.
     pub kind: BlockerKind,
     /// The DS path, file or handler concerned; empty for `state`.
+    #[serde(default)]
     pub path: String,
     /// One sentence, at most [`MAX_REASON_BYTES`].
     pub reason: String,
 }
 
 /// The kinds of [`Blocker`].
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
 pub enum BlockerKind {
     /// A DS change.
     Ds,

@@ -9,10 +9,13 @@ use ringpair_wire::{
     lane::PathKind,
 };
 
+use serde::{Deserialize, Serialize};
+
 use crate::{event::SwitchRecord, node::Node, time::Instant};
 
 /// The pair's mode as `status` names it (SM-020).
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
 pub enum PairMode {
     /// Same release, automatic switching.
     Auto,
@@ -23,6 +26,7 @@ pub enum PairMode {
     /// The backup's release is older.
     UpgradeLower,
     /// No pair: the members have no common active.
+    #[default]
     None,
 }
 

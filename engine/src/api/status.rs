@@ -8,85 +8,11 @@ use std::{
     sync::{Arc, Mutex, PoisonError},
 };
 
+pub use ringpair_core::status::PairMode;
+pub use ringpair_wire::control::{Blocker, BlockerKind, Role, State, SwitchMode as Mode};
 use serde::{Deserialize, Serialize};
 
-/// A member's role.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash, Serialize, Deserialize)]
-#[serde(rename_all = "lowercase")]
-pub enum Role {
-    /// It serves.
-    Active,
-    /// It follows.
-    Backup,
-    /// Neither (yet).
-    #[default]
-    None,
-}
-
-impl Role {
-    /// The name used in every document.
-    #[must_use]
-    pub const fn name(self) -> &'static str {
-        match self {
-            Self::Active => "active",
-            Self::Backup => "backup",
-            Self::None => "none",
-        }
-    }
-}
-
-/// A member's state (state-machine.md §2).
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
-#[serde(rename_all = "kebab-case")]
-pub enum State {
-    /// Looking for its peer.
-    #[default]
-    Init,
-    /// Active.
-    Primary,
-    /// Backup of the same release.
-    Backup,
-    /// Backup without its active.
-    Reconnecting,
-    /// Backup of a newer release than the active's.
-    UpgradeHigher,
-    /// Backup of an older release than the active's.
-    UpgradeLower,
-    /// Not taking part: it would have to be told to.
-    Inactive,
-    /// On its way out.
-    Stopping,
-    /// Unable to take part.
-    Error,
-}
-
-/// The mode of the pair (SM-020).
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
-#[serde(rename_all = "kebab-case")]
-pub enum PairMode {
-    /// Same release, automatic switching.
-    Auto,
-    /// Same release, no automatic switching.
-    Manual,
-    /// The backup's release is newer.
-    UpgradeHigher,
-    /// The backup's release is older.
-    UpgradeLower,
-    /// There is no pair at the moment.
-    #[default]
-    None,
-}
-
-/// Automatic switching on or off.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
-#[serde(rename_all = "lowercase")]
-pub enum Mode {
-    /// Monitors may switch.
-    #[default]
-    Auto,
-    /// Only people switch.
-    Manual,
-}
+pub use crate::mirror::MirrorState;
 
 /// The document of interface §5.
 #[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
@@ -202,23 +128,6 @@ pub struct DsStatus {
     pub objects: u64,
 }
 
-/// The state of mirrored directories.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
-#[serde(rename_all = "lowercase")]
-pub enum MirrorState {
-    /// Nothing is mirrored.
-    #[default]
-    Off,
-    /// The first synchronization runs.
-    Initial,
-    /// Everything announced is applied.
-    Current,
-    /// Files are on the way.
-    Behind,
-    /// Something is wrong: `last_error` says what.
-    Failed,
-}
-
 /// Mirrored directories.
 #[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
 #[serde(default)]
@@ -258,32 +167,6 @@ pub struct Warning {
     pub code: String,
     /// What it means here, and what to try.
     pub text: String,
-}
-
-/// One reason not to switch now (interface §8).
-#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
-pub struct Blocker {
-    /// What it is about.
-    pub kind: BlockerKind,
-    /// The path, as DS paths or the parameters are written; empty where there is none.
-    #[serde(default)]
-    pub path: String,
-    /// What would be lost or is unsafe.
-    pub reason: String,
-}
-
-/// What a [`Blocker`] is about.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
-#[serde(rename_all = "lowercase")]
-pub enum BlockerKind {
-    /// A change of the tree.
-    Ds,
-    /// A mirrored file.
-    File,
-    /// A handler.
-    Handler,
-    /// The pair itself.
-    State,
 }
 
 /// What is in the divergence archive.

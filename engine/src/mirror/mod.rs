@@ -14,12 +14,12 @@ use std::{collections::VecDeque, io, path::PathBuf};
 pub use ringpair_fsmon::roots::{LeftOut, RootProblem, RootSet};
 use ringpair_wire::mirror::{Change, RootSpec};
 pub use ringpair_wire::mirror::{Meta, MirrorMessage, MirrorPath, Problem};
-use serde::Serialize;
+use serde::{Deserialize, Serialize};
 pub use sink::{Sink, SinkOptions, SinkReport};
 pub use source::{Source, SourceEvent, SourceOptions};
 
 /// How far the mirror is (interface §5).
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "lowercase")]
 pub enum MirrorState {
     /// Nothing is mirrored.

@@ -8,7 +8,7 @@ use ringpair_core::{
     Config as CoreConfig,
     event::{Event as CoreEvent, EventCode},
     persisted::LastSwitch as PersistedSwitch,
-    status::{PairMode as CorePairMode, PathStatus, Status as CoreStatus},
+    status::{PathStatus, Status as CoreStatus},
 };
 use ringpair_wire::{
     control,
@@ -20,8 +20,8 @@ use crate::{
     api::{
         events::{Event, rfc3339},
         status::{
-            Blocker, BlockerKind, ConnectionStatus, Connections, DetectionStatus, DivergenceSummary, DsStatus,
-            IoStatus, LastSwitch, MirrorState, MirrorStatus, Mode, PairMode, PeerStatus, Role, State, Status, Warning,
+            ConnectionStatus, Connections, DetectionStatus, DivergenceSummary, DsStatus, IoStatus, LastSwitch,
+            MirrorStatus, PeerStatus, Status, Warning,
         },
     },
     config::{Config, SecurityMode},
@@ -57,52 +57,6 @@ pub struct Parts<'a> {
     pub lag_ms: u64,
     /// Counters.
     pub counters: BTreeMap<String, u64>,
-}
-
-/// A role, as the API names it.
-#[must_use]
-pub const fn role(role: control::Role) -> Role {
-    match role {
-        control::Role::None => Role::None,
-        control::Role::Active => Role::Active,
-        control::Role::Backup => Role::Backup,
-    }
-}
-
-const fn state(state: control::State) -> State {
-    match state {
-        control::State::Init => State::Init,
-        control::State::Primary => State::Primary,
-        control::State::Backup => State::Backup,
-        control::State::Reconnecting => State::Reconnecting,
-        control::State::UpgradeHigher => State::UpgradeHigher,
-        control::State::UpgradeLower => State::UpgradeLower,
-        control::State::Inactive => State::Inactive,
-        control::State::Stopping => State::Stopping,
-        control::State::Error => State::Error,
-    }
-}
-
-const fn pair_mode(mode: CorePairMode) -> PairMode {
-    match mode {
-        CorePairMode::Auto => PairMode::Auto,
-        CorePairMode::Manual => PairMode::Manual,
-        CorePairMode::UpgradeHigher => PairMode::UpgradeHigher,
-        CorePairMode::UpgradeLower => PairMode::UpgradeLower,
-        CorePairMode::None => PairMode::None,
-    }
-}
-
-/// A blocker, as the API names it.
-#[must_use]
-pub fn blocker(blocker: &control::Blocker) -> Blocker {
-    let kind = match blocker.kind {
-        control::BlockerKind::Ds => BlockerKind::Ds,
-        control::BlockerKind::File => BlockerKind::File,
-        control::BlockerKind::Handler => BlockerKind::Handler,
-        control::BlockerKind::State => BlockerKind::State,
-    };
-    Blocker { kind, path: blocker.path.clone(), reason: blocker.reason.clone() }
 }
 
 /// What would be lost of files if one switched now (OPS-030, REP-064).
@@ -145,15 +99,8 @@ fn connection(parts: &Parts<'_>, path: PathKind, status: PathStatus) -> Connecti
 /// The mirror's status, as the API names it.
 #[must_use]
 pub fn mirror_status(status: &mirror::MirrorStatus) -> MirrorStatus {
-    let state = match status.state {
-        mirror::MirrorState::Off => MirrorState::Off,
-        mirror::MirrorState::Initial => MirrorState::Initial,
-        mirror::MirrorState::Current => MirrorState::Current,
-        mirror::MirrorState::Behind => MirrorState::Behind,
-        mirror::MirrorState::Failed => MirrorState::Failed,
-    };
     MirrorStatus {
-        state,
+        state: status.state,
         pending_files: status.pending_files,
         pending_bytes: status.pending_bytes,
         files: status.files,
@@ -202,20 +149,17 @@ pub fn status(core: &CoreStatus, mut blockers: Vec<control::Blocker>, parts: &Pa
         pair: config.pair.clone(),
         member: config.member.to_string(),
         name: config.own().name.clone(),
-        role: role(core.role),
-        pair_mode: pair_mode(core.pair_mode),
-        state: state(core.state),
-        mode: match parts.mode {
-            control::SwitchMode::Auto => Mode::Auto,
-            control::SwitchMode::Manual => Mode::Manual,
-        },
+        role: core.role,
+        pair_mode: core.pair_mode,
+        state: core.state,
+        mode: parts.mode,
         epoch: core.epoch.0,
         release: config.release.clone(),
         peer: PeerStatus {
             name: config.peer().name.clone(),
             address: config.peer().address.to_string(),
-            role: role(core.peer.role),
-            state: state(core.peer.state),
+            role: core.peer.role,
+            state: core.peer.state,
             release: core.peer.release.clone(),
             reachable: core.peer.reachable,
         },
@@ -224,7 +168,7 @@ pub fn status(core: &CoreStatus, mut blockers: Vec<control::Blocker>, parts: &Pa
         mirror: mirror_status(parts.mirror),
         module: None,
         warnings,
-        switch_blockers: blockers.iter().map(blocker).collect(),
+        switch_blockers: blockers,
         alone: core.alone,
         complete: core.complete,
         divergence: parts.divergence.clone(),

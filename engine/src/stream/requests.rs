@@ -14,7 +14,7 @@ use ringpair_core::{
     status::Status,
 };
 use ringpair_wire::{
-    control::{Role, SwitchMode},
+    control::Role,
     ds::{DsPath, Value},
     id::{AckLevel, Position, Version},
     mirror::{Kind, MirrorPath, Problem},
@@ -32,7 +32,6 @@ use crate::{
             SwitchDone, SwitchRequest, SyncDone, WriteDone, WriteRequest,
         },
         events::Event,
-        status::Mode,
     },
     bulk::link::BulkCommand,
     config::Devices,
@@ -283,10 +282,6 @@ impl Stream {
             }
             Request::Switch(request) => self.switch(request, now),
             Request::Mode(mode, reply) => {
-                let mode = match mode {
-                    Mode::Auto => SwitchMode::Auto,
-                    Mode::Manual => SwitchMode::Manual,
-                };
                 let deadline = StdInstant::now() + crate::api::backend::ANSWER_WITHIN;
                 self.command(Command::SetMode(mode), deadline, Waiting::Mode(reply), now);
             }
@@ -320,7 +315,7 @@ impl Stream {
     fn role(&self, now: Instant) -> Result<RoleAnswer, Failure> {
         let status = self.node.status(now).ok_or_else(|| Failure::Unavailable("the member is starting".into()))?;
         Ok(RoleAnswer {
-            role: report::role(status.role),
+            role: status.role,
             epoch: status.epoch.0,
             exclusive: status.exclusive,
             valid_for_ms: status.valid_for_ms,

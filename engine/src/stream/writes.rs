@@ -236,7 +236,7 @@ fn seal(builder: &mut FrameBuilder, compressor: &mut Compressor) -> Option<Close
 /// A refusal of the core, as the API says it.
 #[must_use]
 pub fn failure(refusal: Refusal) -> Failure {
-    let blockers = refusal.blockers.iter().map(super::report::blocker).collect();
+    let blockers = refusal.blockers;
     match refusal.kind {
         RefusalKind::NotActive => {
             Failure::NotActive { active: refusal.active.map(|(name, address)| ActiveMember { name, address }) }
