@@ -16,6 +16,9 @@ use nix::{
 
 use super::{Answer, HttpError, Options, executable, request, wait_until};
 
+/// The pair's name in every configuration.
+pub(super) const PAIR: &str = "test";
+
 /// Which process of a member a fault hits.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Victim {
@@ -83,7 +86,7 @@ impl Member {
         }
         let config = format!(
             r#"[pair]
-name = "test"
+name = "{PAIR}"
 member = "{name}"
 
 [members.A]
