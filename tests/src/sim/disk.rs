@@ -176,6 +176,8 @@ pub struct Disk {
     pub archive: Vec<OpId>,
     /// No room.
     pub full: bool,
+    /// The control file cannot be written: what is tried may be there at the next start, or not.
+    pub control_fails: bool,
     /// The next fsync of the journal fails.
     pub sync_fails: bool,
     /// One did: what came after it may be gone at the next start.
@@ -246,7 +248,7 @@ impl Disk {
         let mut copy = self.clone();
         copy.control_writing = None;
         copy.journal.truncate(self.journal.synced);
-        (copy.full, copy.sync_fails, copy.sync_failed) = (false, false, false);
+        (copy.full, copy.control_fails, copy.sync_fails, copy.sync_failed) = (false, false, false, false);
         copy
     }
 

@@ -161,10 +161,16 @@ impl World {
             worker.store_next = Some((token, state));
             return;
         }
+        self.write_control(m, token, state);
+    }
+
+    pub(super) fn write_control(&mut self, m: usize, token: PersistToken, state: Persisted) {
+        let member = &mut self.members[m];
+        let Some(worker) = &mut member.worker else { return };
         worker.storing = true;
         member.disk.control_writing = Some(state);
-        let span = self.speed.persist;
-        self.local_in(m, span, Local::Stored(token, true));
+        let (span, ok) = (self.speed.persist, !member.disk.control_fails);
+        self.local_in(m, span, Local::Stored(token, ok));
     }
 
     fn append_epoch(&mut self, m: usize, epoch: Epoch) {

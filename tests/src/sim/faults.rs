@@ -66,6 +66,8 @@ pub enum Fault {
     HookFails(usize),
     /// One lane's connection is reset between living processes; if so said, each that is made in its place, too.
     LaneLost(Slot, bool),
+    /// The control file cannot be written; the worker is killed at the end.
+    ControlFails(usize),
 }
 
 impl Fault {
@@ -121,6 +123,9 @@ impl Plan {
                 let recovers = (at + lasts + rng.within((0, 2 * SEC))).min(span.1);
                 let at = if rng.per_mille(250) { rng.within(span) } else { recovers };
                 let slot = rng.pick(&[Slot::Ds, Slot::Ds, Slot::PingMain, Slot::PingAux]);
+                if rng.per_mille(80) {
+                    return (at, Fault::ControlFails(rng.below(2) as usize), rng.within((200 * MS, 10 * SEC)));
+                }
                 let again = rng.coin();
                 (at, Fault::LaneLost(slot, again), if again { rng.within((200 * MS, 10 * SEC)) } else { 0 })
             })
@@ -242,6 +247,7 @@ impl World {
             }
             Fault::Manual(m) => self.command(m, Command::SetMode(SwitchMode::Manual)),
             Fault::HookFails(m) => self.members[m].hook_failures = 300,
+            Fault::ControlFails(m) => self.members[m].disk.control_fails = true,
             Fault::LaneLost(slot, again) => {
                 self.net.resets[slot as usize] |= again;
                 self.reset_lane(slot);
@@ -311,6 +317,10 @@ impl World {
             }
             Fault::Manual(m) => self.command(m, Command::SetMode(SwitchMode::Auto)),
             Fault::HookFails(m) => self.members[m].hook_failures = 0,
+            Fault::ControlFails(m) => {
+                self.members[m].disk.control_fails = false;
+                self.worker_ends(m, None, Death::Process);
+            }
             Fault::LaneLost(slot, _) => self.net.resets[slot as usize] = false,
             Fault::WorkerGone(_) | Fault::Switch(..) | Fault::Force(_) => {}
         }
@@ -328,7 +338,7 @@ impl World {
         }
         for m in 0..2 {
             let disk = &mut self.members[m].disk;
-            (disk.full, disk.sync_fails) = (false, false);
+            (disk.full, disk.control_fails, disk.sync_fails) = (false, false, false);
             self.members[m].hook_failures = 0;
             self.members[m].config.on_peer_loss = OnPeerLoss::Continue;
             self.thaw_all(m);

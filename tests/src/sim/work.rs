@@ -26,10 +26,7 @@ impl World {
         let Some(worker) = &mut self.members[m].worker else { return };
         match done {
             Local::Start => self.first_turn(m),
-            Local::Stored(token, ok) => {
-                debug_assert!(ok, "the control file is preallocated");
-                self.stored(m, token);
-            }
+            Local::Stored(token, ok) => self.stored(m, token, ok),
             Local::Written(at) => {
                 worker.writing = false;
                 self.write_journal(m);
@@ -85,17 +82,14 @@ impl World {
         }
     }
 
-    fn stored(&mut self, m: usize, token: PersistToken) {
-        let member = &mut self.members[m];
-        let Some(worker) = &mut member.worker else { return };
+    fn stored(&mut self, m: usize, token: PersistToken, ok: bool) {
+        let Some(worker) = &mut self.members[m].worker else { return };
         worker.storing = false;
         if let Some((next, state)) = worker.store_next.take() {
-            worker.storing = true;
-            member.disk.control_writing = Some(state);
-            let span = self.speed.persist;
-            self.local_in(m, span, Local::Stored(next, true));
+            self.write_control(m, next, state);
         }
-        self.completed(m, Completion::Persisted(token));
+        let failed = || Completion::PersistFailed(token, "input/output error".into());
+        self.completed(m, if ok { Completion::Persisted(token) } else { failed() });
     }
 
     fn close_due_frame(&mut self, m: usize) {
@@ -191,7 +185,8 @@ impl World {
         let verdict = self.checks.epochs.observed(m, &status, highest);
         self.judge(verdict);
         let active = status.role == Role::Active;
-        self.checks.hooks.observed(m, active, status.epoch);
+        let verdict = self.checks.hooks.observed(m, active, status.epoch);
+        self.judge(verdict);
         self.keeper_hears_status(m, &status);
         self.members[m].seen = Some(status);
     }
@@ -217,6 +212,7 @@ impl World {
         self.drop_ends(m, End::Worker(worker.inc), death == Death::Host);
         let gone = self.members[m].disk.die(death, &mut self.rng);
         self.checks.acknowledged.lost(&gone, death);
+        self.checks.epochs.died(m, self.members[m].disk.control.as_ref());
         for waiting in worker.waiting.into_values() {
             self.answered(waiting.op, WriteOutcome::Unknown);
         }

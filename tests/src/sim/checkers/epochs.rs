@@ -11,7 +11,7 @@ use super::{super::member::name, Verdict, rule};
 #[derive(Debug, Default)]
 pub struct Epochs {
     used: BTreeMap<Epoch, usize>,
-    /// The highest epoch that this storage was to hold.
+    /// The highest epoch that this storage holds, or was to hold by its living process.
     highest: [Epoch; 2],
     /// Epochs that a replaced storage may not know of.
     forgotten: Vec<(usize, Epoch)>,
@@ -50,6 +50,12 @@ impl Epochs {
         rule("epochs", state.highest_epoch >= before, || {
             format!("{} persists epoch {} after {before}", name(m), state.highest_epoch)
         })
+    }
+
+    /// A process ended, and this is what its disk holds: a state that never came there was never said nor acted upon
+    /// (protocol §1), and nobody can know of it.
+    pub fn died(&mut self, m: usize, control: Option<&Persisted>) {
+        self.highest[m] = control.map_or(Epoch(0), |control| control.highest_epoch);
     }
 
     /// A frame of this office was accepted by a member whose disk knows `highest`.

@@ -13,6 +13,8 @@ struct Service {
     epoch: Epoch,
     /// Commence has been begun in it, and discontinue has not ended since.
     commenced: bool,
+    /// Discontinue has been begun, and has not ended since.
+    discontinuing: bool,
     /// How the newest discontinue ended.
     discontinued_ok: bool,
     /// Commence has ended well in the newest office.
@@ -34,6 +36,7 @@ impl Hooks {
     /// If a service is commenced by a member in an epoch that is not its newest office.
     pub fn runs(&mut self, m: usize, hook: Hook, epoch: Epoch) -> Verdict {
         let service = &mut self.services[m];
+        service.discontinuing |= hook == Hook::Discontinue;
         if hook == Hook::Commence {
             service.commenced = true;
             return rule("hooks", epoch == service.epoch, || {
@@ -49,7 +52,7 @@ impl Hooks {
         match hook {
             Hook::Commence => service.ready |= ok && epoch == service.epoch,
             Hook::Discontinue => {
-                (service.commenced, service.discontinued_ok) = (false, ok);
+                (service.commenced, service.discontinuing, service.discontinued_ok) = (false, false, ok);
                 service.ready = false;
             }
         }
@@ -80,12 +83,18 @@ impl Hooks {
     }
 
     /// A member shows whether it is active.
-    pub fn observed(&mut self, m: usize, active: bool, epoch: Epoch) {
+    ///
+    /// # Errors
+    /// If it is not, and its service goes on without a word.
+    pub fn observed(&mut self, m: usize, active: bool, epoch: Epoch) -> Verdict {
         let service = &mut self.services[m];
         service.active = active;
         if active {
             service.epoch = epoch;
         }
+        rule("hooks", active || !service.commenced || service.discontinuing, || {
+            format!("{} is not active any more, and its service is not discontinued", name(m))
+        })
     }
 
     /// The end: the active's service runs, the backup's does not.
