@@ -12,11 +12,11 @@ use std::{
 use ringpair_wire::{
     codec::MAX_PATH_BYTES,
     ds::{self, Attribute, Attributes, CONTENT_FROM_BYTES, Change, DsPath, MAX_NAME_BYTES, PathError, Value, fold},
-    id::Version,
+    id::{Seq, Version},
     record::{MAX_LIST, MAX_RECORD_BYTES},
 };
 
-use crate::ds::tree::TreeSnapshot;
+use crate::ds::tree::{Applied, TreeSnapshot};
 
 /// The greatest sum of the names and inline values of one object, in bytes: with the longest path, one record carries it.
 pub const MAX_OBJECT_BYTES: usize = 960 << 10;
@@ -237,7 +237,7 @@ pub fn resolve(tree: &TreeSnapshot, operation: &Operation) -> Result<Option<Chan
 pub fn resolve_all(tree: &TreeSnapshot, operations: Vec<(u64, Operation)>) -> Result<Vec<Change>, TransactionError> {
     let mut resolution = Resolution::new(tree.clone(), operations);
     while !resolution.step(usize::MAX) {}
-    resolution.finish()
+    Ok(resolution.finish()?.changes)
 }
 
 /// A transaction being resolved some operations at a time, so that one of a million does not hold up its thread. The
@@ -247,8 +247,22 @@ pub struct Resolution {
     operations: std::vec::IntoIter<(u64, Operation)>,
     /// Whether a later operation could see what an earlier one did.
     several: bool,
+    /// The version of the first change, where the state is to be kept.
+    first: Option<Version>,
     changes: Vec<Change>,
+    applied: Vec<Applied>,
     errors: TransactionError,
+}
+
+/// A transaction resolved and applied to a copy of the tree.
+#[derive(Debug)]
+pub struct Resolved {
+    /// The changes, in order.
+    pub changes: Vec<Change>,
+    /// What each did.
+    pub applied: Vec<Applied>,
+    /// The tree with all of them; at the position that it was taken at.
+    pub state: TreeSnapshot,
 }
 
 impl Resolution {
@@ -257,7 +271,15 @@ impl Resolution {
     pub fn new(tree: TreeSnapshot, operations: Vec<(u64, Operation)>) -> Self {
         let several = operations.len() > 1;
         let errors = TransactionError::none();
-        Self { state: tree, operations: operations.into_iter(), several, changes: Vec::new(), errors }
+        let (changes, applied) = (Vec::new(), Vec::new());
+        Self { state: tree, operations: operations.into_iter(), several, first: None, changes, applied, errors }
+    }
+
+    /// As [`new`](Self::new), for a transaction whose first change gets the version `first`, and the others those after
+    /// it: the copy that it is resolved against is what the tree becomes.
+    #[must_use]
+    pub fn numbered(tree: TreeSnapshot, operations: Vec<(u64, Operation)>, first: Version) -> Self {
+        Self { first: Some(first), ..Self::new(tree, operations) }
     }
 
     /// Resolves up to `count` more operations, a few microseconds each. True: that was all.
@@ -266,7 +288,10 @@ impl Resolution {
             match resolve(&self.state, &operation) {
                 Ok(None) => {}
                 Ok(Some(change)) => {
-                    if self.several {
+                    if let Some(first) = self.first {
+                        let version = Version { seq: Seq(first.seq.0 + self.changes.len() as u64), ..first };
+                        self.applied.push(self.state.apply(&change, version));
+                    } else if self.several {
                         self.state.apply(&change, Version::default());
                     }
                     self.changes.push(change);
@@ -277,14 +302,14 @@ impl Resolution {
         self.operations.len() == 0
     }
 
-    /// The changes, in order; apply all of them or none. What is left is a copy of the tree with all of them: drop it
-    /// where there is time.
+    /// Everything of a [`numbered`](Self::numbered) transaction.
     ///
     /// # Errors
     /// [`TransactionError`] with every bad operation by its number.
-    pub fn finish(&mut self) -> Result<Vec<Change>, TransactionError> {
+    pub fn finish(&mut self) -> Result<Resolved, TransactionError> {
         std::mem::replace(&mut self.errors, TransactionError::none()).check()?;
-        Ok(std::mem::take(&mut self.changes))
+        let (changes, applied) = (std::mem::take(&mut self.changes), std::mem::take(&mut self.applied));
+        Ok(Resolved { changes, applied, state: std::mem::take(&mut self.state) })
     }
 }
 

@@ -87,7 +87,12 @@ pub(super) fn scan(dir: &Path, group_bytes: usize) -> Result<Scan, JournalError>
         let path = segment_path(dir, *index);
         if let Some(last) = last.filter(|last| last.index + 1 != *index) {
             let (file, what) = (segment_path(dir, last.index + 1), "the segment is missing".to_owned());
+            let behind = scan.behind.len();
             give_up(dir, &mut scan, &current[at..], Corrupt { file, offset: 0, what, ..nothing_lost() })?;
+            if scan.behind.len() == behind {
+                // Only blank ones follow: of two that were prepared the first was about to be used, or is removed.
+                scan.recovered.corrupt.pop();
+            }
             break;
         }
         let start = good(page).map(|header| header.start).or(expected);

@@ -514,6 +514,27 @@ fn a_journal_without_what_headers_tell_is_read_and_opened_the_same() {
 }
 
 #[test]
+fn blank_segments_at_the_end_are_no_damage() {
+    let dir = tempfile::tempdir_in(".").unwrap();
+    let chain = written(&dir.path().join("j"), DriverChoice::Plain, 60, 4000);
+    let last =
+        format::segment_index(&last_segment(&dir.path().join("j")).file_name().unwrap().to_string_lossy()).unwrap();
+    // A crash while the first write into a new segment was under way, and the next was being prepared; or in the middle
+    // of their removal.
+    for blank in [vec![1], vec![1, 2], vec![2]] {
+        let copy = dir.path().join(format!("{blank:?}"));
+        copy_dir(&dir.path().join("j"), &copy);
+        let _ = fs::remove_file(format::segment_path(&copy, last + 1));
+        for n in &blank {
+            fs::write(format::segment_path(&copy, last + n), vec![0; 64 << 10]).unwrap();
+        }
+        for recovered in [JournalReader::open_dir(&copy).unwrap().1, Journal::open(&copy, SMALL).unwrap().1] {
+            assert_eq!((recovered.end, recovered.corrupt.len(), recovered.torn_bytes), (chain.end, 0, 0), "{blank:?}");
+        }
+    }
+}
+
+#[test]
 fn a_missing_segment_is_named() {
     each(|choice, dir| {
         let chain = written(dir, choice, 60, 4000);

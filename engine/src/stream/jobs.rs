@@ -45,6 +45,17 @@ pub fn free<T: Send + 'static>(what: T) {
     drop(std::thread::Builder::new().name("free".into()).spawn(move || drop(what)));
 }
 
+/// As [`free`], some at a time: `shed` drops a part, true: only little is left. All threads share one allocator, and one
+/// that frees without a pause keeps the loop from it.
+pub fn free_by_parts<T: Send + 'static>(mut what: T, shed: impl Fn(&mut T) -> bool + Send + 'static) {
+    let run = move || {
+        while !shed(&mut what) {
+            std::thread::sleep(std::time::Duration::from_millis(1));
+        }
+    };
+    drop(std::thread::Builder::new().name("free".into()).spawn(run));
+}
+
 /// Starts jobs and hears of their ends.
 pub struct Jobs {
     sender: Sender<Done>,

@@ -8,7 +8,10 @@
 //! record ends it for every reader of the journal. Never: a turn of much more than [`STEP`], or frames faster than the
 //! journal takes them.
 
-use std::time::{Duration, Instant as StdInstant};
+use std::{
+    ops::Range,
+    time::{Duration, Instant as StdInstant},
+};
 
 use ringpair_core::Instant;
 use ringpair_wire::{
@@ -24,7 +27,10 @@ use super::{
 };
 use crate::{
     api::backend::{Failure, Reply, WriteDone, WriteRequest},
-    ds::{Applied, TreeSnapshot, edit::Resolution},
+    ds::{
+        Applied, TreeSnapshot,
+        edit::{Resolution, Resolved},
+    },
 };
 
 /// From how many operations on a transaction is prepared over several turns.
@@ -35,6 +41,8 @@ pub(super) const HELD_WRITES: usize = 1024;
 const STEP: Duration = Duration::from_millis(2);
 /// How many changes are prepared between two looks at the clock.
 const CHANGES_A_LOOK: usize = 32;
+/// How many changes of a transaction that is over are freed at once.
+const FREED_AT_ONCE: usize = 256;
 
 /// A transaction that is being prepared.
 pub(super) struct Long {
@@ -47,8 +55,9 @@ pub(super) struct Long {
 }
 
 enum Stage {
-    Resolving(Resolution),
-    Applying(Box<Prepared>),
+    /// With the number that its first change is to have.
+    Resolving(Resolution, Seq),
+    Encoding(Box<Prepared>),
     /// Everything before this index is in frames or in the frame being filled.
     Committing(Box<Prepared>, usize),
 }
@@ -61,39 +70,47 @@ enum Step {
     Ended,
 }
 
-/// The changes, encoded and applied to a copy of the tree, as if the first had the number `first`.
+/// The changes, applied to a copy of the tree, as if the first had the number `first`, and encoded.
+#[derive(Default)]
 struct Prepared {
     changes: Vec<Change>,
-    encoded: Encoded,
+    applied: Vec<Applied>,
     state: TreeSnapshot,
     first: Seq,
-    applied: Vec<Applied>,
+    encoded: Encoded,
 }
 
 impl Prepared {
-    fn new(changes: Vec<Change>, state: TreeSnapshot, first: Seq) -> Self {
-        let applied = Vec::with_capacity(changes.len());
-        Self { changes, encoded: Encoded::default(), state, first, applied }
+    fn new(resolved: Resolved, first: Seq) -> Self {
+        let Resolved { changes, applied, state } = resolved;
+        Self { changes, applied, state, first, encoded: Encoded::default() }
     }
 
-    /// Prepares up to `count` more changes. True: that was all.
-    fn step(&mut self, count: usize, epoch: Epoch) -> Result<bool, Failure> {
-        let done = self.applied.len();
-        for (index, change) in self.changes.iter().enumerate().skip(done).take(count) {
-            self.encoded.push(index, self.changes.len(), change)?;
-            let version = Version { epoch, seq: Seq(self.first.0 + index as u64) };
-            self.applied.push(self.state.apply(change, version));
+    /// Encodes up to `count` more changes: which.
+    fn step(&mut self, count: usize) -> Result<Range<usize>, Failure> {
+        let part = self.encoded.count()..self.changes.len().min(self.encoded.count() + count);
+        for index in part.clone() {
+            self.encoded.push(index, self.changes.len(), &self.changes[index])?;
         }
-        Ok(self.applied.len() == self.changes.len())
+        Ok(part)
     }
 }
 
 impl Long {
+    /// Frees some of what a transaction that is over has left. True: little is left.
+    fn shed(&mut self) -> bool {
+        let (Stage::Encoding(prepared) | Stage::Committing(prepared, _)) = &mut self.stage else { return true };
+        let left = prepared.changes.len().saturating_sub(FREED_AT_ONCE);
+        prepared.changes.truncate(left);
+        prepared.applied.truncate(left);
+        left == 0
+    }
+
     /// The contents that what is prepared refers to.
     pub(super) fn contents(&self) -> Vec<ContentId> {
         match &self.stage {
-            Stage::Resolving(_) => Vec::new(),
-            Stage::Applying(prepared) | Stage::Committing(prepared, _) => {
+            Stage::Resolving(..) => Vec::new(),
+            Stage::Encoding(prepared) | Stage::Committing(prepared, _) => {
                 prepared.changes.iter().flat_map(contents_of).map(|(id, _)| id).collect()
             }
         }
@@ -104,8 +121,11 @@ impl Stream {
     /// Begins a transaction of many operations; the role was asked for already.
     pub(super) fn begin_long(&mut self, request: WriteRequest) {
         let WriteRequest { operations, ack, deadline, reply } = request;
-        let stage = Stage::Resolving(Resolution::new(self.applier.tree().snapshot(), operations));
-        self.long = Some(Long { ack, deadline, reply: Some(reply), epoch: self.node.epoch(), stage });
+        let epoch = self.node.epoch();
+        let first = Version { epoch, seq: Seq(self.journal.end().seq.0 + 1) };
+        let resolution = Resolution::numbered(self.applier.tree().snapshot(), operations, first);
+        let stage = Stage::Resolving(resolution, first.seq);
+        self.long = Some(Long { ack, deadline, reply: Some(reply), epoch, stage });
     }
 
     /// Whether the transaction under way can go on now.
@@ -125,7 +145,7 @@ impl Stream {
         while let Some(mut long) = self.long.take() {
             match self.step_long(&mut long, now) {
                 // A hundred thousand changes take their time.
-                Ok(Step::Ended) => jobs::free(long),
+                Ok(Step::Ended) => jobs::free_by_parts(long, Long::shed),
                 Ok(Step::More) => self.long = Some(long),
                 Ok(Step::Held) => {
                     self.long = Some(long);
@@ -135,7 +155,7 @@ impl Stream {
                     if let Some(reply) = long.reply.take() {
                         drop(reply.send(Err(failure)));
                     }
-                    jobs::free(long);
+                    jobs::free_by_parts(long, Long::shed);
                 }
             }
             if StdInstant::now() >= until {
@@ -171,23 +191,19 @@ impl Stream {
     /// True: everything is prepared.
     fn prepare_long(&mut self, long: &mut Long) -> Result<bool, Failure> {
         match &mut long.stage {
-            Stage::Resolving(resolution) => {
+            Stage::Resolving(resolution, first) => {
                 if resolution.step(CHANGES_A_LOOK) {
-                    let changes = resolution.finish().map_err(|error| Failure::Malformed(error.to_string()))?;
-                    let first = Seq(self.journal.end().seq.0 + 1);
-                    let state = self.applier.tree().snapshot();
-                    let applying = Stage::Applying(Box::new(Prepared::new(changes, state, first)));
-                    jobs::free(std::mem::replace(&mut long.stage, applying));
+                    let resolved = resolution.finish().map_err(|error| Failure::Malformed(error.to_string()))?;
+                    long.stage = Stage::Encoding(Box::new(Prepared::new(resolved, *first)));
                 }
                 Ok(false)
             }
-            Stage::Applying(prepared) => {
-                let done = prepared.applied.len();
-                let ended = prepared.step(CHANGES_A_LOOK, long.epoch)?;
-                if self.applier.lost_of(&prepared.changes[done..prepared.applied.len()]) > 0 {
+            Stage::Encoding(prepared) => {
+                let part = prepared.step(CHANGES_A_LOOK)?;
+                if self.applier.lost_of(&prepared.changes[part.clone()]) > 0 {
                     return Err(Failure::Busy { retry_after_s: 1 });
                 }
-                Ok(ended)
+                Ok(part.end == prepared.changes.len())
             }
             Stage::Committing(..) => Ok(true),
         }
@@ -195,7 +211,7 @@ impl Stream {
 
     /// Numbers everything that was prepared.
     fn number_long(&mut self, long: &mut Long, now: Instant) -> Result<Step, Failure> {
-        let Stage::Applying(prepared) = &mut long.stage else { return Ok(Step::Ended) };
+        let Stage::Encoding(prepared) = &mut long.stage else { return Ok(Step::Ended) };
         if let Some(refused) = self.refusal(now) {
             return Err(refused);
         }
@@ -221,9 +237,7 @@ impl Stream {
         if let Some(reply) = long.reply.take() {
             self.writes.wait(token, admission, long.deadline, reply);
         }
-        let empty = Box::new(Prepared::new(Vec::new(), TreeSnapshot::default(), prepared.first));
-        let prepared = std::mem::replace(prepared, empty);
-        long.stage = Stage::Committing(prepared, 0);
+        long.stage = Stage::Committing(std::mem::take(prepared), 0);
         Ok(Step::More)
     }
 
@@ -293,17 +307,20 @@ mod tests {
     fn steps_come_to_the_same_as_one() {
         let operations: Vec<_> =
             (0..1000).map(|n| put(n + 1, &format!("/X/{}/{}", n % 7, n % 91), &n.to_string())).collect();
-        let epoch = Epoch(65_537);
+        let first = Version { epoch: Epoch(65_537), seq: Seq(11) };
         let mut tree = Tree::default();
         let changes = resolve_all(&tree.snapshot(), operations.clone()).unwrap();
-        let mut prepared = Prepared::new(changes.clone(), tree.snapshot(), Seq(11));
+        let mut resolution = Resolution::numbered(tree.snapshot(), operations, first);
         let mut steps = 1;
-        while !prepared.step(CHANGES_A_LOOK, epoch).unwrap() {
+        while !resolution.step(CHANGES_A_LOOK) {
             steps += 1;
         }
         assert_eq!(steps, 1000_usize.div_ceil(CHANGES_A_LOOK));
+        let mut prepared = Prepared::new(resolution.finish().unwrap(), first.seq);
+        while prepared.step(CHANGES_A_LOOK).unwrap().end < changes.len() {}
+        assert_eq!(prepared.changes, changes);
         for (index, change) in (0_u64..).zip(&changes) {
-            let applied = tree.apply(change, Version { epoch, seq: Seq(11 + index) });
+            let applied = tree.apply(change, Version { seq: Seq(11 + index), ..first });
             assert_eq!(applied.object, prepared.applied[index as usize].object, "change {index}");
         }
         assert!(tree.snapshot().iter().eq(prepared.state.iter()));

@@ -84,6 +84,12 @@ impl Encoded {
         self.bytes.len()
     }
 
+    /// How many records there are.
+    #[must_use]
+    pub fn count(&self) -> usize {
+        self.ends.len()
+    }
+
     /// Encodes the change with this index of a transaction of `count`, behind those before it.
     ///
     /// # Errors
