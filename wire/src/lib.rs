@@ -18,6 +18,7 @@ pub mod hello;
 pub mod id;
 pub mod lane;
 pub mod mirror;
+mod mirror_path;
 pub mod record;
 pub mod resync;
 

@@ -423,6 +423,7 @@ fn commands_have_their_calls() {
     assert_eq!(member.call("POST", "/v1/divergence/1", "").0, 501);
 }
 
+// REQ: OPS-128
 #[test]
 fn status_metrics_and_why() {
     let member = Member::start();

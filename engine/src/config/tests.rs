@@ -143,6 +143,7 @@ fn every_error_names_key_value_range_and_what_to_try() {
         ("members.A.address=10.0.0.1:99999", "10.0.0.1:99999", "HOST:PORT"),
         ("members.B.address=[fd00::1", "[fd00::1", "[ADDRESS]:PORT"),
         ("members.A.aux=10.60.0.2:3633", "members.A.aux", "same as address"),
+        // REQ: PAR-016
         ("members.B.name=icserver1", "members.B.name = \"icserver1\"", "same as members.A.name"),
         ("members.B.address=10.60.0.2", "members.A.address", "address of members.B as well"),
         ("members.C.name=x", "members.C", "exactly A and B"),

@@ -283,6 +283,10 @@ mod tests {
             assert!(read(name, good).is_ok(), "{name}: {good}");
             assert!(read(name, bad).unwrap_err().to_string().contains("Try: "), "{name}: {bad}");
         }
+        // REQ: REP-130
+        let terms = parse_list("User(Workgroups, Extension);Workgroup(Members, View User Queue List)");
+        let counts: Vec<_> = terms.iter().map(|term| parse_class_term(term).map(|(_, of)| of.len())).collect();
+        assert_eq!(counts, [Some(2), Some(2)]);
         let (class, attributes) = parse_class_term("Workgroup(Members, View User Queue List)").unwrap();
         assert_eq!(
             (class.as_str(), &attributes[..]),

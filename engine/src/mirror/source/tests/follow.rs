@@ -76,7 +76,7 @@ fn names_are_bytes_and_paths_may_be_long() {
     assert!(pair.b("renamed").exists() && !pair.b("*?").exists());
 }
 
-// REQ: REP-027 REP-030 REP-035
+// REQ: REP-027 REP-030 REP-035 PAR-064
 #[test]
 fn lists_and_exceptions_decide_what_is_mirrored() {
     let mut pair = Pair::new(roots("/m;+/m/r;/m/flat", "+/init", "tmp;SWP"));
