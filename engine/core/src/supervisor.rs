@@ -164,7 +164,7 @@ impl Supervisor {
     }
 
     /// The time of the next [`Self::handle_timeout`]; `None`: nothing is due. While a worker runs it lies at most
-    /// [`Self::rest`] ahead, so that a gap longer by H/2 is a pause of the supervisor's own.
+    /// 5/4 H ahead, so that a gap longer by H/2 is a pause of the supervisor's own.
     #[must_use]
     pub fn poll_timeout(&self) -> Option<Instant> {
         let due = match self.state {
