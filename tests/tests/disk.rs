@@ -71,7 +71,11 @@ fn holds(member: &Member, acknowledged: &BTreeMap<String, String>) {
 }
 
 fn small_pair(which: char) -> Option<(Pair, SmallDisk)> {
-    let mut pair = Pair::prepare(&Options::default());
+    small_pair_with(which, &Options::default())
+}
+
+fn small_pair_with(which: char, options: &Options) -> Option<(Pair, SmallDisk)> {
+    let mut pair = Pair::prepare(options);
     let member = if which == 'A' { &pair.a } else { &pair.b };
     let disk = match SmallDisk::mount(&member.storage(), DISK_BYTES) {
         Ok(disk) => disk,
@@ -139,6 +143,41 @@ fn a_backup_with_a_full_disk_is_left_behind_and_catches_up_by_itself() {
     holds(&pair.b, &acknowledged);
     assert_eq!(pair.digests()[0], pair.digests()[1]);
     assert_eq!(processes(&pair), before, "nothing crashed");
+}
+
+/// The least that `storage.journal_max_bytes` may be.
+const JOURNAL_MAX_BYTES: u64 = 64 << 20;
+
+#[test]
+fn a_backup_that_takes_nothing_holds_up_no_more_journal_than_is_configured() {
+    let set = vec![("storage.journal_max_bytes".to_owned(), JOURNAL_MAX_BYTES.to_string())];
+    let Some((pair, disk)) = small_pair_with('B', &Options { set, ..Options::default() }) else { return };
+    disk.fill();
+    // The same objects again and again: the state stays small, and the journal does not.
+    let mut dice = Dice(11);
+    let mut written = 0;
+    while written < 3 * JOURNAL_MAX_BYTES {
+        let lines: String = (0..100)
+            .map(|object| {
+                let value: String =
+                    (0..10_000).map(|_| char::from(b'a' + u8::try_from(dice.below(26)).unwrap())).collect();
+                serde_json::json!({"path": format!("/MUCH/o{object}"), "attributes": {"V": [value]}}).to_string() + "\n"
+            })
+            .collect();
+        wait_until("the active takes more", || {
+            pair.a.ask("POST", "/v1/ds?ack=local", lines.as_bytes()).is_ok_and(|answer| answer.status == 200)
+        });
+        // The frames are compressed to two thirds at best.
+        written += lines.len() as u64 / 2;
+    }
+    let bytes = || pair.a.status().map_or(0, |status| status["counters"]["journal_bytes"].as_u64().unwrap_or(0));
+    println!("{} MiB of journal after {} MiB of changes", bytes() >> 20, written >> 19);
+    // Segments of 16 MiB, one of them prepared.
+    let most = JOURNAL_MAX_BYTES + (48 << 20);
+    wait_until("the journal is let go of", || (1..most).contains(&bytes()));
+    disk.make_room();
+    pair.wait_in_sync();
+    assert_eq!(pair.digests()[0], pair.digests()[1]);
 }
 
 // REQ: OPS-145 SM-163

@@ -146,6 +146,11 @@ impl Stream {
         if self.journal.oldest() != before {
             self.node.handle_completion(now, CoreCompletion::Trimmed(self.journal.oldest()));
         }
+        // What only the peer still needs: past `journal_max_bytes` the core declares it behind (design §6).
+        let saved = self.checkpoints.saved().seq;
+        if self.journal.oldest_segment_end().is_some_and(|end| end > self.node.needed_after() && end <= saved) {
+            self.node.handle_completion(now, CoreCompletion::Backlog(self.journal.bytes()));
+        }
     }
 
     /// The journal cannot be read for somebody: what is damaged and all before it is given up, so that whoever needs it
@@ -313,7 +318,9 @@ fn archive_records(
     through: Seq,
     epoch: Epoch,
 ) -> Result<u64, JobError> {
-    let mut changes: Vec<(Version, Change)> = Vec::new();
+    // What the journal has let go of is known by the state alone.
+    let trimmed = changed_after(state, after).filter(|(version, _)| version.seq <= reader.oldest().seq);
+    let mut changes: Vec<(Version, Change)> = trimmed.collect();
     let mut open = Vec::new();
     let mut common = reader.start_before(after);
     let mut cursor = reader.after(&common)?;
@@ -360,4 +367,32 @@ fn changed_after(state: &TreeSnapshot, after: Seq) -> impl Iterator<Item = (Vers
     let touch = |path: &DsPath| Change::Put { path: path.clone(), class: None, replace: false, attributes: Vec::new() };
     let changed = state.iter().filter(move |entry| entry.version.seq > after);
     changed.map(move |entry| (entry.version, touch(&entry.path)))
+}
+
+#[cfg(test)]
+mod tests {
+    use ringpair_wire::id::ChainHash;
+
+    use super::*;
+    use crate::journal::{Journal, JournalOptions};
+
+    // REQ: protocol §11
+    #[test]
+    fn what_the_journal_has_let_go_of_is_archived_from_the_state() {
+        let dir = tempfile::tempdir().unwrap();
+        let at = |seq| Position { epoch: Epoch(3), seq: Seq(seq), chain: ChainHash(seq.into()) };
+        let (mut journal, _) = Journal::open(&dir.path().join("journal"), JournalOptions::default()).unwrap();
+        journal.reset(HistoryId([1; 16]), at(50)).unwrap();
+        let mut state = TreeSnapshot::default();
+        for seq in [10, 20, 21, 50] {
+            let path = DsPath::parse(&format!("/O{seq}")).unwrap();
+            let change = Change::Put { path, class: Some("Thing".into()), replace: true, attributes: Vec::new() };
+            state.apply(&change, Version { epoch: Epoch(3), seq: Seq(seq) });
+        }
+        let archive = DivergenceArchive::open(dir.path()).unwrap();
+        let archived = archive_records(&archive, &journal.reader(), &state, Seq(20), Seq(50), Epoch(3));
+        assert_eq!(archived.unwrap(), 2);
+        let paths: Vec<String> = archive.records().unwrap().iter().map(|record| record.path.to_string()).collect();
+        assert_eq!(paths, ["/O21", "/O50"]);
+    }
 }
