@@ -234,11 +234,17 @@ impl Applier {
         self.waiting_bytes
     }
 
-    /// Says that this member's own writer changed the tree through `position` (active). What another active had not
-    /// finished before never takes effect.
-    pub fn wrote_through(&mut self, position: Position) {
+    /// The transaction whose last record is not in the history never takes effect: its writer's term is over.
+    pub fn abandon_unfinished(&mut self, changes: &mut Changes) {
         self.open.clear();
-        self.staged = None;
+        if let Some((first, _)) = self.staged.take() {
+            changes.forget_from(first);
+        }
+    }
+
+    /// Says that this member's own writer changed the tree through `position` (active).
+    pub fn wrote_through(&mut self, position: Position) {
+        debug_assert!(self.open.is_empty() && self.staged.is_none(), "nobody else's transaction is open");
         self.applied = position.seq;
         self.tree.advance(position);
     }

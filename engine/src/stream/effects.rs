@@ -134,7 +134,8 @@ impl Stream {
         let Some(record) = writes::epoch_record(start.epoch, start.after, "promotion or restart") else { return };
         self.changes.note_epoch(start.epoch, Seq(start.after.seq.0 + 1));
         if let Some(closed) = self.writes.begin_epoch(history, record, start.after) {
-            self.frame_closed(closed, now);
+            // The tree takes it behind the replay that follows: what is journalled before it is not all applied yet.
+            self.part_closed(closed, now);
         }
     }
 
@@ -168,6 +169,8 @@ impl Stream {
     fn replay(&mut self, work: WorkToken, through: Seq, now: Instant) {
         match self.applier.replay_waiting(through, &mut self.changes) {
             Ok(()) => {
+                self.applier.abandon_unfinished(&mut self.changes);
+                self.applier.wrote_through(self.journal.end());
                 self.node.handle_completion(now, Completion::Applied(self.applier.applied()));
                 self.node.handle_completion(now, Completion::Replayed(work));
             }
