@@ -9,7 +9,8 @@ use crate::{
     checksum::{chain_hash, checksum},
     codec::{Codec, Writer},
     compress::Compressor,
-    frame::{Fields, HEADER_BYTES, MAX_PLAIN_BYTES, MAX_RECORDS, PushError, TRAILER_BYTES, flag},
+    frame::{HEADER_BYTES, MAX_PLAIN_BYTES, MAX_RECORDS, PushError, TRAILER_BYTES},
+    frame_header::{Fields, flag},
     id::{ChainHash, Epoch, HistoryId, Position, Seq},
     record::{MAX_RECORD_BYTES, Record, tag},
 };

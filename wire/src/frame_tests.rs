@@ -7,7 +7,7 @@ use crate::{
     compress::{Compression, Compressor},
     ds::{Change, DsPath},
     frame_builder::{FilteredBuilder, FrameBuilder, SealedFrame},
-    id::MemberId,
+    id::{ChainHash, HistoryId, MemberId},
     record::{EpochRecord, Part},
     testing::{any_record, golden},
 };
@@ -178,7 +178,7 @@ fn every_flipped_bit_is_an_error_w13() {
 #[test]
 fn another_version_is_named_first_w10() {
     let mut bytes = sample(&mut plain()).bytes;
-    bytes[offset::VERSION] = 2;
+    bytes[crate::frame_header::offset::VERSION] = 2;
     let message = CheckedFrame::check(&bytes).unwrap_err().to_string();
     assert_eq!(message, "frame format version: got 2, expected 1");
     bytes[0] = 0;

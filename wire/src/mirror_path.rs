@@ -151,3 +151,56 @@ impl fmt::Debug for MirrorPath {
         fmt::Display::fmt(self, f)
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::codec::{Codec, Writer};
+
+    fn path(text: &str) -> MirrorPath {
+        MirrorPath::parse(text.as_bytes()).unwrap()
+    }
+
+    // REQ: OPS-096
+    #[test]
+    fn a_path_only_leads_downwards() {
+        for bad in ["a//b", "a/../b", "..", "a/.", "./a", "a/", "a\0b", "/"] {
+            if bad == "/" {
+                assert!(path(bad).is_empty());
+                continue;
+            }
+            assert_eq!(MirrorPath::parse(bad.as_bytes()), Err(PathProblem::Component), "{bad:?}");
+            let mut bytes = Vec::new();
+            Writer::new(&mut bytes).blob(bad.as_bytes());
+            assert!(MirrorPath::from_bytes(&bytes).is_err(), "{bad:?}");
+        }
+        assert!(MirrorPath::parse(&[b'x'; 256]).is_err());
+        assert!(MirrorPath::parse(&[b'x'; 255]).is_ok());
+        let mut absolute = Vec::new();
+        Writer::new(&mut absolute).blob(b"/etc");
+        assert!(MirrorPath::from_bytes(&absolute).is_err());
+    }
+
+    #[test]
+    fn a_directory_is_followed_by_what_is_below_it() {
+        let mut paths: Vec<_> = ["a.b", "a/b", "a", "a!", "a/b/c", "b", "a/b.c"].map(path).into();
+        paths.sort();
+        assert_eq!(paths, ["a", "a/b", "a/b/c", "a/b.c", "a!", "a.b", "b"].map(path));
+    }
+
+    #[test]
+    fn paths_are_taken_apart_and_put_together() {
+        let p = path("srv/app/x");
+        assert_eq!(p.parent(), Some(path("srv/app")));
+        assert_eq!(path("srv").parent(), Some(path("")));
+        assert_eq!(p.name(), Some(&b"x"[..]));
+        assert_eq!(p.below(&path("srv")), Some(&b"app/x"[..]));
+        assert_eq!(p.below(&path("")), Some(&b"srv/app/x"[..]));
+        assert!(!path("srvx").starts_with(&path("srv")));
+        assert_eq!(p.rebased(&path("srv/app"), &path("opt")), Some(path("opt/x")));
+        assert_eq!(p.rebased(&p, &path("opt")), Some(path("opt")));
+        assert_eq!(path("srv").join(b"a"), Ok(path("srv/a")));
+        assert!(path("srv").join(b"a/b").is_err());
+        assert_eq!(MirrorPath::parse(b"a\n\xff").unwrap().to_string(), "/a\\n\\xff");
+    }
+}
