@@ -4,14 +4,16 @@
 //! roots is taken only beneath `[mirror] root` and outside the forbidden directories. Never: a message of a lower epoch,
 //! a followed link, the removal of a root.
 
+mod announced;
+mod apply;
 mod group;
 mod listing;
+mod streams;
 mod tree;
 
 use std::{
-    collections::{BTreeMap, BTreeSet, HashMap},
+    collections::{BTreeSet, HashMap},
     fmt,
-    fs::File,
     os::fd::{AsFd, OwnedFd},
     os::unix::ffi::OsStrExt,
     path::PathBuf,
@@ -19,31 +21,25 @@ use std::{
     time::Duration,
 };
 
-use group::{Complete, Group};
+use announced::Announced;
+use group::Group;
 use listing::Listing;
-use nix::{
-    errno::Errno,
-    fcntl::{OFlag, openat},
-    sys::stat::Mode,
-};
-use ringpair_fsmon::{meta::Stat, scan::open_root};
+use nix::errno::Errno;
+use ringpair_fsmon::scan::open_root;
 use ringpair_wire::{
     id::Epoch,
-    mirror::{Change, Item, Kind, RootSpec, bounded_reason},
+    mirror::{RootSpec, bounded_reason},
 };
-use tree::{OpenRoot, Tree, TreeError, discard, set_meta, set_meta_of_fd, write_all};
+use streams::Stream;
+use tree::{OpenRoot, Tree, discard};
 
 use super::{
-    ArchiveFiles, MAX_PROBLEMS, Meta, MirrorBase, MirrorError, MirrorMessage, MirrorPath, MirrorState, MirrorStatus,
-    Outbox, Problem, RootSet,
+    ArchiveFiles, MAX_PROBLEMS, MirrorBase, MirrorError, MirrorMessage, MirrorPath, MirrorState, MirrorStatus, Outbox,
+    Problem, RootSet,
 };
 
-/// How many files may be in pieces at once.
-const MAX_STREAMS: usize = 8;
 /// How many answers may wait to be sent.
 const MAX_OUTBOX: usize = 1024;
-/// How many announced paths are remembered.
-const MAX_ANNOUNCED: usize = 1 << 20;
 
 /// What a sink is started with.
 #[derive(Clone, Debug)]
@@ -69,67 +65,10 @@ pub struct SinkReport {
     pub finished: u64,
 }
 
-/// A file that comes in pieces.
-struct Stream {
-    path: MirrorPath,
-    dir: Arc<OwnedFd>,
-    temporary: Vec<u8>,
-    file: File,
-    offset: u64,
-    hasher: Box<blake3::Hasher>,
-    /// The first thing that went wrong: the rest is dropped, and the end answered with this.
-    failed: Option<String>,
-}
-
 /// What a session mirrors.
 struct Session {
     tree: Tree,
     problems: Vec<Problem>,
-}
-
-/// What the active said it would send, and what of that has not come.
-#[derive(Default)]
-struct Announced {
-    by_generation: BTreeMap<u64, MirrorPath>,
-    /// Settled before their announcement, which took the other lane, arrived.
-    early: BTreeSet<u64>,
-    /// Announced in an earlier session, or withdrawn, or failed: not here as the active has it.
-    stale: BTreeSet<MirrorPath>,
-    more: u64,
-}
-
-impl Announced {
-    fn announce(&mut self, first: u64, paths: Vec<MirrorPath>, more: u64) {
-        self.more = more;
-        for (generation, path) in (first..).zip(paths) {
-            if !self.early.remove(&generation) && self.by_generation.len() < MAX_ANNOUNCED {
-                self.by_generation.insert(generation, path);
-            }
-        }
-    }
-
-    fn settle(&mut self, generation: u64, path: Option<&MirrorPath>, applied: bool) {
-        let path = match (self.by_generation.remove(&generation), path) {
-            (Some(path), _) => path,
-            (None, path) => {
-                if self.early.len() < MAX_ANNOUNCED {
-                    self.early.insert(generation);
-                }
-                let Some(path) = path else { return };
-                path.clone()
-            }
-        };
-        if applied {
-            self.stale.remove(&path);
-        } else if self.stale.len() < MAX_ANNOUNCED {
-            self.stale.insert(path);
-        }
-    }
-
-    fn new_session(&mut self) {
-        self.stale.extend(std::mem::take(&mut self.by_generation).into_values().take(MAX_ANNOUNCED));
-        self.early.clear();
-    }
 }
 
 /// Applies changes beneath held directories, makes them durable in groups, and says so.
@@ -306,175 +245,6 @@ impl Sink {
             Some(session) => Ok(&mut session.tree),
             None => Err(MirrorError::Protocol("a change before the roots".into())),
         }
-    }
-
-    fn item(&mut self, item: Item) -> Result<(), MirrorError> {
-        let Item { generation, path, change } = item;
-        let names = match &change {
-            Change::File { .. } | Change::Skip => false,
-            Change::Mkdir(_) | Change::Meta(_) => self.group.holds(&path),
-            Change::Rename { to } | Change::Exchange { with: to } => {
-                self.group.concerns(to) || self.group.concerns(&path)
-            }
-            _ => self.group.concerns(&path),
-        };
-        if names || self.group.is_full() {
-            self.flush()?;
-        }
-        if matches!(change, Change::Skip) {
-            self.announced.settle(generation, Some(&path), false);
-            return Ok(());
-        }
-        match self.apply(generation, &path, change) {
-            Ok(()) => {
-                self.group_paths.insert(generation, path);
-                Ok(())
-            }
-            Err(TreeError::Archive(error)) => Err(error),
-            Err(error) => {
-                self.failed(generation, Some(&path), error.to_string());
-                Ok(())
-            }
-        }
-    }
-
-    fn failed(&mut self, generation: u64, path: Option<&MirrorPath>, reason: String) {
-        let shown = path.map(ToString::to_string).unwrap_or_default();
-        self.status.last_error = Some(format!("{shown}: {reason}"));
-        self.announced.settle(generation, path, false);
-        self.outbox.push_back(MirrorMessage::Failed { generation, reason: bounded_reason(reason) });
-    }
-
-    fn apply(&mut self, generation: u64, path: &MirrorPath, change: Change) -> Result<(), TreeError> {
-        let tree = self.tree()?;
-        match change {
-            Change::File { meta, content } => {
-                if meta.kind != Kind::File || meta.size != content.len() as u64 {
-                    return Err(TreeError::Refused("its length is not what was announced"));
-                }
-                let (dir, name) = tree.parent(path, false, true)?;
-                if tree.set().left_out_by_name(name, Kind::File).is_some() {
-                    return Err(TreeError::Refused("it is left out of the mirror"));
-                }
-                let (temporary, mut file) = tree.create(dir.as_fd())?;
-                let written = write_all(&mut file, &content).and_then(|()| set_meta_of_fd(&file, &meta));
-                if let Err(errno) = written {
-                    discard(dir.as_fd(), &temporary);
-                    return Err(errno.into());
-                }
-                self.group.file(Complete { generation, path: path.clone(), dir, temporary, file, bytes: meta.size });
-                return Ok(());
-            }
-            Change::Mkdir(meta) => {
-                let dir = tree.mkdir(path)?;
-                self.group.dir_meta(path.clone(), dir, meta);
-            }
-            Change::Meta(meta) => self.meta(path, &meta)?,
-            Change::Symlink { meta, target } => {
-                if meta.kind != Kind::Symlink || target.is_empty() {
-                    return Err(TreeError::Refused("not a symbolic link"));
-                }
-                let (parent, dir) = tree.special(path, &meta, &target)?;
-                self.group.sync_dir(parent, dir);
-            }
-            Change::Special(meta) => {
-                let (parent, dir) = tree.special(path, &meta, b"")?;
-                self.group.sync_dir(parent, dir);
-            }
-            Change::Remove => {
-                if let Some((parent, dir)) = tree.remove(path)? {
-                    self.group.sync_dir(parent, dir);
-                }
-            }
-            Change::Rename { to } => {
-                let dirs = tree.rename(path, &to)?;
-                dirs.into_iter().for_each(|(path, dir)| self.group.sync_dir(path, dir));
-            }
-            Change::Exchange { with } => {
-                let dirs = tree.exchange(path, &with)?;
-                dirs.into_iter().for_each(|(path, dir)| self.group.sync_dir(path, dir));
-            }
-            Change::Skip => return Ok(()),
-        }
-        self.group.changed(generation);
-        Ok(())
-    }
-
-    fn meta(&mut self, path: &MirrorPath, meta: &Meta) -> Result<(), TreeError> {
-        let tree = self.tree()?;
-        if meta.kind == Kind::Dir {
-            let dir = tree.dir(path, false)?;
-            tree.root(path, true)?;
-            self.group.dir_meta(path.clone(), dir, *meta);
-            return Ok(());
-        }
-        let (dir, name) = tree.parent(path, false, false)?;
-        let there = Stat::of_name(dir.as_fd(), name)?;
-        if there.meta.kind != meta.kind || there.meta.size != meta.size {
-            return Err(TreeError::Refused("what is there is something else"));
-        }
-        set_meta(dir.as_fd(), name, meta)?;
-        if meta.kind == Kind::File {
-            let flags = OFlag::O_RDONLY | OFlag::O_NOFOLLOW | OFlag::O_NONBLOCK | OFlag::O_CLOEXEC;
-            self.group.touched(File::from(openat(&dir, name, flags, Mode::empty())?));
-        }
-        Ok(())
-    }
-
-    fn file_begin(&mut self, generation: u64, path: MirrorPath) -> Result<(), MirrorError> {
-        if self.streams.len() >= MAX_STREAMS || self.streams.contains_key(&generation) {
-            return Err(MirrorError::Protocol(format!(
-                "more than {MAX_STREAMS} files in pieces at once, or one twice"
-            )));
-        }
-        let tree = self.tree()?;
-        let opened = tree.parent(&path, false, true).and_then(|(dir, name)| {
-            if tree.set().left_out_by_name(name, Kind::File).is_some() {
-                return Err(TreeError::Refused("it is left out of the mirror"));
-            }
-            let (temporary, file) = tree.create(dir.as_fd())?;
-            Ok((dir, temporary, file))
-        });
-        match opened {
-            Ok((dir, temporary, file)) => {
-                let hasher = Box::new(blake3::Hasher::new());
-                self.streams.insert(generation, Stream { path, dir, temporary, file, offset: 0, hasher, failed: None });
-            }
-            Err(TreeError::Archive(error)) => return Err(error),
-            Err(error) => self.failed(generation, Some(&path), error.to_string()),
-        }
-        Ok(())
-    }
-
-    fn file_data(&mut self, generation: u64, offset: u64, bytes: &[u8]) -> Result<(), MirrorError> {
-        // A file that could not be begun was answered then.
-        let Some(stream) = self.streams.get_mut(&generation) else { return Ok(()) };
-        if stream.offset != offset {
-            return Err(MirrorError::Protocol(format!("piece at {offset}, expected {}", stream.offset)));
-        }
-        stream.offset += bytes.len() as u64;
-        if stream.failed.is_none() {
-            stream.hasher.update(bytes);
-            stream.failed = write_all(&mut stream.file, bytes).err().map(|errno| errno.desc().to_owned());
-        }
-        Ok(())
-    }
-
-    fn file_end(&mut self, generation: u64, meta: &Meta, digest: [u8; 32]) -> Result<(), MirrorError> {
-        let Some(stream) = self.streams.remove(&generation) else { return Ok(()) };
-        let Stream { path, dir, temporary, file, offset, hasher, failed } = stream;
-        let wrong = failed
-            .or_else(|| (meta.size != offset).then(|| format!("{offset} bytes came, {} were announced", meta.size)))
-            .or_else(|| (*hasher.finalize().as_bytes() != digest).then(|| "its content was damaged on the way".into()))
-            .or_else(|| set_meta_of_fd(&file, meta).err().map(|errno: Errno| errno.desc().to_owned()));
-        if let Some(reason) = wrong {
-            discard(dir.as_fd(), &temporary);
-            self.failed(generation, Some(&path), reason);
-            return Ok(());
-        }
-        self.group_paths.insert(generation, path.clone());
-        self.group.file(Complete { generation, path, dir, temporary, file, bytes: offset });
-        if self.group.is_full() { self.flush() } else { Ok(()) }
     }
 
     fn list(&mut self, request: u64, root: MirrorPath, deep: bool, credit: u32) -> Result<(), MirrorError> {
