@@ -4,36 +4,34 @@
 //! only its owner can read it (mode 0700). Never: an archive that is half there — until it is sealed it has another
 //! name and does not count, since what it would hold is still where it was.
 
+mod log;
+mod writer;
+
 use std::{
     collections::{HashMap, HashSet},
     fs::{self, DirBuilder, File, OpenOptions},
-    io::{self, BufReader, BufWriter, Read, Write},
+    io::{self, Write},
     os::unix::fs::{DirBuilderExt, OpenOptionsExt},
     path::{Path, PathBuf},
     sync::{Arc, Mutex, PoisonError},
 };
 
 use base64::{Engine as _, engine::general_purpose::STANDARD};
+use log::{LogEntry, read_log};
 use ringpair_wire::{
-    checksum::checksum,
-    codec::{Codec, DecodeError, Reader, Writer},
     ds::{Change, ContentId, DsPath, Object, Value},
     id::{Epoch, Position, Version},
-    record::MAX_RECORD_BYTES,
 };
 use serde_json::{Value as Json, json};
+pub use writer::ArchiveWriter;
 
 use crate::ds::{
     json,
     tree::{Entry, TreeSnapshot},
 };
 
-/// The greatest size of one entry of an archive's log, in bytes.
-const MAX_ENTRY_BYTES: usize = 4 * MAX_RECORD_BYTES;
 /// How the name of an archive begins that is not sealed.
 const UNSEALED: &str = "unsealed";
-/// The greatest length of a file's path, in bytes (PATH_MAX).
-const MAX_FILE_PATH_BYTES: usize = 4096;
 
 /// Why an archive cannot be written or read.
 #[derive(Debug, thiserror::Error)]
@@ -112,56 +110,6 @@ pub struct ArchiveTotals {
     pub epoch: Epoch,
 }
 
-#[derive(Clone, Debug)]
-enum LogEntry {
-    Head { epoch: Epoch, common: Position },
-    Record { version: Version, path: DsPath, object: Option<Object> },
-    File { path: Vec<u8>, bytes: u64 },
-}
-
-impl LogEntry {
-    fn encode(&self, bytes: &mut Vec<u8>) {
-        let mut writer = Writer::new(bytes);
-        match self {
-            Self::Head { epoch, common } => {
-                writer.u8(1);
-                writer.epoch(*epoch);
-                writer.position(*common);
-            }
-            Self::Record { version, path, object } => {
-                writer.u8(2);
-                writer.version(*version);
-                writer.path(path);
-                writer.option(object.as_ref(), |writer, object| object.encode(writer));
-            }
-            Self::File { path, bytes } => {
-                writer.u8(3);
-                writer.blob(path);
-                writer.u64(*bytes);
-            }
-        }
-    }
-
-    fn decode(bytes: &[u8]) -> Result<Self, DecodeError> {
-        let mut reader = Reader::new(bytes);
-        let entry = match reader.u8("entry kind")? {
-            1 => Self::Head { epoch: reader.epoch("epoch")?, common: reader.position("common position")? },
-            2 => Self::Record {
-                version: reader.version("version")?,
-                path: reader.path("path")?,
-                object: reader.option("object", Object::decode)?,
-            },
-            3 => Self::File {
-                path: reader.blob("file path", MAX_FILE_PATH_BYTES)?.to_vec(),
-                bytes: reader.u64("file length")?,
-            },
-            got => return Err(DecodeError::Tag { what: "entry kind", got: got.into(), expected: "1 to 3" }),
-        };
-        reader.finish("entry")?;
-        Ok(entry)
-    }
-}
-
 /// All archives of this member. Cheap to clone; its methods block on the disk.
 #[derive(Clone, Debug)]
 pub struct DivergenceArchive {
@@ -198,21 +146,7 @@ impl DivergenceArchive {
         }
         *numbered = number;
         drop(numbered);
-        let unsealed = self.dir.join(format!("{UNSEALED}-{number}"));
-        DirBuilder::new().mode(0o700).create(&unsealed).map_err(io_error("creating", &unsealed))?;
-        let log = create(&unsealed.join("log"))?;
-        let (records, files) = (0, 0);
-        let mut writer = ArchiveWriter {
-            archive: self.clone(),
-            unsealed,
-            number,
-            log: BufWriter::new(log),
-            records,
-            files,
-            sealed: false,
-        };
-        writer.append(&LogEntry::Head { epoch, common })?;
-        Ok(writer)
+        ArchiveWriter::new(self.clone(), number, epoch, common)
     }
 
     /// All records not removed, archive by archive, in the order they were added.
@@ -371,90 +305,6 @@ impl DivergenceArchive {
     }
 }
 
-/// An archive being written. Dropped without [`seal`](Self::seal), it never was.
-#[derive(Debug)]
-pub struct ArchiveWriter {
-    archive: DivergenceArchive,
-    unsealed: PathBuf,
-    number: u64,
-    log: BufWriter<File>,
-    records: u64,
-    files: u64,
-    sealed: bool,
-}
-
-impl Drop for ArchiveWriter {
-    fn drop(&mut self) {
-        if !self.sealed
-            && let Err(error) = fs::remove_dir_all(&self.unsealed)
-        {
-            tracing::warn!(%error, path = %self.unsealed.display(), "what was not sealed cannot be removed; the next start tries again");
-        }
-    }
-}
-
-impl ArchiveWriter {
-    /// Adds a record: the whole object as this member has it, or its removal. Returns its id.
-    ///
-    /// # Errors
-    /// [`ArchiveError::NoRoom`], [`ArchiveError::Io`].
-    pub fn add_record(
-        &mut self,
-        version: Version,
-        path: &DsPath,
-        object: Option<&Object>,
-    ) -> Result<String, ArchiveError> {
-        self.append(&LogEntry::Record { version, path: path.clone(), object: object.cloned() })?;
-        self.records += 1;
-        Ok(format!("{}-r{}", self.number, self.records))
-    }
-
-    /// Adds a file, copied and synced before this returns. Returns its id.
-    ///
-    /// # Errors
-    /// [`ArchiveError::NoRoom`], [`ArchiveError::Io`].
-    pub fn add_file(&mut self, path: &[u8], content: &mut impl Read) -> Result<String, ArchiveError> {
-        let number = self.files + 1;
-        let stored = self.unsealed.join(format!("f{number}"));
-        let mut file = create(&stored)?;
-        let copied = io::copy(content, &mut file).and_then(|bytes| file.sync_all().map(|()| bytes));
-        let bytes = copied.map_err(io_error("copying to", &stored))?;
-        let shown = &path[..path.len().min(MAX_FILE_PATH_BYTES)];
-        self.append(&LogEntry::File { path: shown.to_vec(), bytes })?;
-        self.files = number;
-        Ok(format!("{}-f{number}", self.number))
-    }
-
-    /// Syncs everything and makes the archive count; only then may what it holds be overwritten. An empty one leaves
-    /// nothing behind. Returns the number of its records and files.
-    ///
-    /// # Errors
-    /// [`ArchiveError::NoRoom`], [`ArchiveError::Io`].
-    pub fn seal(mut self) -> Result<(u64, u64), ArchiveError> {
-        let path = self.unsealed.join("log");
-        if self.records + self.files == 0 {
-            return Ok((0, 0));
-        }
-        let synced = self.log.flush().and_then(|()| self.log.get_ref().sync_all());
-        synced.map_err(io_error("writing", &path))?;
-        sync_dir(&self.unsealed)?;
-        let sealed = self.archive.dir.join(self.number.to_string());
-        fs::rename(&self.unsealed, &sealed).map_err(io_error("renaming", &sealed))?;
-        self.sealed = true;
-        sync_dir(&self.archive.dir)?;
-        Ok((self.records, self.files))
-    }
-
-    fn append(&mut self, entry: &LogEntry) -> Result<(), ArchiveError> {
-        let mut bytes = Vec::new();
-        entry.encode(&mut bytes);
-        let length = (bytes.len() as u32).to_le_bytes();
-        let sum = checksum(0, &bytes).to_le_bytes();
-        let written = [&length[..], &sum[..], &bytes[..]].iter().try_for_each(|part| self.log.write_all(part));
-        written.map_err(io_error("writing", &self.unsealed.join("log")))
-    }
-}
-
 /// What a member's own records beyond the common position come to: for each path touched, its whole object now or its
 /// removal, with the newest version; in the order of those versions. `changes` in the order they were accepted.
 #[must_use]
@@ -488,40 +338,6 @@ fn file_json(file: &ArchivedFile) -> Json {
         fields.insert("path_base64".into(), STANDARD.encode(&file.path).into());
     }
     shown
-}
-
-fn read_log(path: &Path) -> Result<Vec<LogEntry>, ArchiveError> {
-    let file = File::open(path).map_err(io_error("opening", path))?;
-    let mut reader = BufReader::new(file);
-    let mut entries = Vec::new();
-    loop {
-        let damaged = |what: String| ArchiveError::Damaged { path: path.to_owned(), entry: entries.len() as u64, what };
-        let mut head = [0; 12];
-        let mut got = 0;
-        while got < head.len() {
-            match reader.read(&mut head[got..]).map_err(io_error("reading", path))? {
-                0 if got == 0 => return Ok(entries),
-                0 => return Err(damaged("it ends inside an entry".into())),
-                more => got += more,
-            }
-        }
-        let length = u32::from_le_bytes([head[0], head[1], head[2], head[3]]) as usize;
-        if length > MAX_ENTRY_BYTES {
-            return Err(damaged(format!("an entry of {length} bytes, more than {MAX_ENTRY_BYTES}")));
-        }
-        let mut bytes = vec![0; length];
-        reader.read_exact(&mut bytes).map_err(|error| damaged(error.to_string()))?;
-        if checksum(0, &bytes).to_le_bytes() != head[4..] {
-            return Err(damaged("checksum".into()));
-        }
-        let entry = LogEntry::decode(&bytes).map_err(|error| damaged(error.to_string()))?;
-        entries.push(entry);
-    }
-}
-
-fn create(path: &Path) -> Result<File, ArchiveError> {
-    let created = OpenOptions::new().write(true).create_new(true).mode(0o600).open(path);
-    created.map_err(io_error("creating", path))
 }
 
 fn sync_dir(dir: &Path) -> Result<(), ArchiveError> {
