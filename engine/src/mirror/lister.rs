@@ -66,6 +66,27 @@ pub fn link_digest(root: &OwnedFd, relative: &[u8]) -> Result<[u8; 32], Errno> {
 /// File systems that are mounted below roots, with their devices.
 pub type Mounts = BTreeMap<MirrorPath, u64>;
 
+/// What is to be listed.
+pub struct Scope {
+    /// The root.
+    pub spec: RootSpec,
+    /// Its directory.
+    pub root: OwnedFd,
+    /// What is mirrored, and what is left out.
+    pub set: Arc<RootSet>,
+    /// From where downwards.
+    pub start: MirrorPath,
+    /// With digests of the contents.
+    pub deep: bool,
+}
+
+impl Scope {
+    /// Whether it is all of the root.
+    pub fn is_whole(&self) -> bool {
+        self.start == self.spec.path
+    }
+}
+
 /// Entries of a walk, with digests if they are asked for.
 pub struct Lister {
     walk: Walk,
@@ -95,15 +116,9 @@ pub enum Listed {
 }
 
 impl Lister {
-    /// Lists from `start` downwards.
-    pub fn new(
-        spec: RootSpec,
-        root: OwnedFd,
-        set: Arc<RootSet>,
-        start: MirrorPath,
-        deep: bool,
-        known: Arc<Mounts>,
-    ) -> Result<Self, Errno> {
+    /// Lists what is in `scope`; `known`: mounts that were seen before.
+    pub fn new(scope: Scope, known: Arc<Mounts>) -> Result<Self, Errno> {
+        let Scope { spec, root, set, start, deep } = scope;
         let copy = root.try_clone().map_err(|e| Errno::from_raw(e.raw_os_error().unwrap_or(libc::EMFILE)))?;
         let walk = Walk::new(copy, spec.clone(), set, start);
         let (mounts, above) = (Mounts::new(), Vec::new());

@@ -35,7 +35,7 @@ use tree::{OpenRoot, Tree, discard};
 
 use super::{
     ArchiveFiles, MAX_PROBLEMS, MirrorBase, MirrorError, MirrorMessage, MirrorPath, MirrorState, MirrorStatus, Outbox,
-    Problem, RootSet,
+    Problem, RootSet, lister::Scope,
 };
 
 /// How many answers may wait to be sent.
@@ -266,7 +266,9 @@ impl Sink {
                     (self.status.files, self.status.bytes) = (0, 0);
                 }
                 let tree = self.tree()?;
-                self.listing = Some(Listing::new(request, spec, dir, Arc::clone(tree.set()), root, deep, credit, own));
+                let set = Arc::clone(tree.set());
+                let scope = Scope { spec, root: dir, set, start: root, deep };
+                self.listing = Some(Listing::new(request, scope, credit, own));
             }
             Err(error) => {
                 let problems = vec![Problem { path: root, reason: bounded_reason(error.to_string()) }];

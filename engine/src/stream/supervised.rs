@@ -4,7 +4,7 @@
 //! the link ends the member in a controlled way. Never: a wait for the supervisor.
 
 use ringpair_core::{Instant, input::Command, status::Status, supervisor::WorkerStatus};
-use ringpair_wire::{control::Role, id::Position};
+use ringpair_wire::control::Role;
 
 use super::{Stream, now, op_kind};
 use crate::{
@@ -66,14 +66,7 @@ impl Stream {
 
     /// Tells the supervisor what this worker is, and that it turns.
     pub(super) fn tell_supervisor(&mut self, status: &Status, now: Instant) {
-        let told = WorkerStatus {
-            role: status.role,
-            epoch: status.epoch,
-            right: status.right,
-            alone: status.alone,
-            position: Position::default(),
-            lease_ms: u32::try_from(status.lease.as_millis()).unwrap_or(u32::MAX),
-        };
+        let told = WorkerStatus::of(status);
         let say = |message: &FromWorker| {
             if let Err(error) = self.link.send(message) {
                 tracing::debug!(%error, "the supervisor does not hear");

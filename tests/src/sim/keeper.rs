@@ -329,14 +329,7 @@ impl World {
     /// The worker's word about itself, where it changed.
     pub fn keeper_hears_status(&mut self, m: usize, status: &Status) {
         let Some(keeper) = &mut self.members[m].keeper else { return };
-        let said = WorkerStatus {
-            role: status.role,
-            epoch: status.epoch,
-            right: status.right,
-            alone: status.alone,
-            position: Position::default(),
-            lease_ms: u32::try_from(status.lease.as_millis()).unwrap_or(u32::MAX),
-        };
+        let said = WorkerStatus::of(status);
         if keeper.status != said {
             keeper.status = said;
             self.keeper_now(m, Input::Status(said));

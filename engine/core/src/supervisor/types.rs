@@ -14,6 +14,7 @@ use super::{RELEASE_ALLOWANCE, RESTARTS_PER_MINUTE};
 use crate::{
     config::OnHookFailure,
     persisted::{Persisted, Right},
+    status::Status,
 };
 
 /// What a worker says of itself over the link, whenever it changes.
@@ -31,6 +32,21 @@ pub struct WorkerStatus {
     pub position: Position,
     /// L, as stretched by what was learned of the link (protocol §4), in milliseconds; 0: not known yet.
     pub lease_ms: u32,
+}
+
+impl WorkerStatus {
+    /// What a worker says whose core is in this state.
+    #[must_use]
+    pub fn of(status: &Status) -> Self {
+        Self {
+            role: status.role,
+            epoch: status.epoch,
+            right: status.right,
+            alone: status.alone,
+            position: Position::default(),
+            lease_ms: u32::try_from(status.lease.as_millis()).unwrap_or(u32::MAX),
+        }
+    }
 }
 
 /// What a dead worker left behind, read from the control file and the journal after its death.

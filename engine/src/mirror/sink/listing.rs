@@ -3,19 +3,16 @@
 //! Always: bounded work a turn; leftovers of temporary files that are passed are removed. Never: more entries than the
 //! active gave credit for.
 
-use std::{
-    collections::BTreeSet,
-    os::fd::{AsFd, OwnedFd},
-    sync::Arc,
-};
+use std::{collections::BTreeSet, os::fd::AsFd, sync::Arc};
 
-use ringpair_fsmon::{beneath, roots::RootSet};
-use ringpair_wire::mirror::{Kind, MirrorMessage, MirrorPath, Problem, RootSpec};
+use nix::errno::Errno;
+use ringpair_fsmon::beneath;
+use ringpair_wire::mirror::{Kind, MirrorMessage, MirrorPath, Problem};
 
 use super::tree::discard;
 use crate::mirror::{
     Outbox,
-    lister::{Listed, Lister, TURN_BYTES},
+    lister::{Listed, Lister, Scope, TURN_BYTES},
 };
 
 /// Entries in one part.
@@ -39,33 +36,16 @@ pub struct Listing {
 }
 
 impl Listing {
-    /// Begins a listing of what lies at and below `start`. `own`: temporary files that are in use.
-    #[expect(clippy::too_many_arguments, reason = "made in one place")]
-    pub fn new(
-        request: u64,
-        spec: RootSpec,
-        root: OwnedFd,
-        set: Arc<RootSet>,
-        start: MirrorPath,
-        deep: bool,
-        credit: u32,
-        own: BTreeSet<Vec<u8>>,
-    ) -> Self {
-        let whole = start == spec.path && !deep;
-        let (unknown, begin) = (start.clone(), start.clone());
-        let lister = Lister::new(spec, root, set, start, deep, Arc::default())
-            .map_err(|errno| Problem { path: unknown, reason: format!("cannot be listed: {}", errno.desc()) });
-        Self {
-            request,
-            lister,
-            credit: credit.into(),
-            own,
-            counted: (0, 0),
-            ended: false,
-            start: begin,
-            position: None,
-            whole,
-        }
+    /// Begins a listing. `own`: temporary files that are in use.
+    pub fn new(request: u64, scope: Scope, credit: u32, own: BTreeSet<Vec<u8>>) -> Self {
+        let (start, whole) = (scope.start.clone(), scope.is_whole() && !scope.deep);
+        let unknown = |errno: Errno| {
+            let reason = format!("cannot be listed: {}", errno.desc());
+            Problem { path: start.clone(), reason }
+        };
+        let lister = Lister::new(scope, Arc::default()).map_err(unknown);
+        let credit = credit.into();
+        Self { request, lister, credit, own, counted: (0, 0), ended: false, start, position: None, whole }
     }
 
     /// Its number.

@@ -3,16 +3,13 @@
 //! Always: both sides are walked in the same order and merged as they come, so that memory does not grow with the tree;
 //! what cannot be read here counts as unknown, never as gone. Never: a difference told twice.
 
-use std::{collections::VecDeque, os::fd::OwnedFd, sync::Arc};
+use std::{collections::VecDeque, sync::Arc};
 
 use nix::errno::Errno;
-use ringpair_fsmon::{
-    manifest::{self, Difference},
-    roots::RootSet,
-};
-use ringpair_wire::mirror::{Entry, Kind, MirrorPath, Problem, RootSpec};
+use ringpair_fsmon::manifest::{self, Difference};
+use ringpair_wire::mirror::{Entry, Kind, MirrorPath, Problem};
 
-use crate::mirror::lister::{Listed, Lister, Mounts};
+use crate::mirror::lister::{Listed, Lister, Mounts, Scope};
 
 /// How many entries of the backup may wait here.
 const CREDIT: u32 = 8192;
@@ -70,28 +67,20 @@ pub struct Comparing {
 }
 
 impl Comparing {
-    /// Begins at `start`; [`CREDIT`] entries are to be asked for with the first step.
-    pub fn new(
-        request: u64,
-        spec: RootSpec,
-        root: OwnedFd,
-        set: Arc<RootSet>,
-        start: MirrorPath,
-        deep: bool,
-        mounts: Arc<Mounts>,
-    ) -> Result<Self, Errno> {
-        let whole = start == spec.path;
+    /// Begins; [`CREDIT`] entries are to be asked for with the first step.
+    pub fn new(request: u64, scope: Scope, mounts: Arc<Mounts>) -> Result<Self, Errno> {
+        let whole = scope.is_whole();
         Ok(Self {
             request,
-            start: start.clone(),
-            deep,
+            start: scope.start.clone(),
+            deep: scope.deep,
             verify: None,
             counted: (0, 0),
             whole,
             steps: 0,
             removed: None,
             linked: Vec::new(),
-            lister: Lister::new(spec, root, set, start, deep, Arc::clone(&mounts))?,
+            lister: Lister::new(scope, Arc::clone(&mounts))?,
             mounts,
             here: None,
             here_ended: false,

@@ -12,7 +12,7 @@ use super::{
     MAX_REMEMBERED, MirrorMessage, MirrorPath, SEARCH_EVERY, Source,
     compare::{Comparing, Step},
 };
-use crate::mirror::lister::TURN_BYTES;
+use crate::mirror::lister::{Scope, TURN_BYTES};
 
 /// How many paths are compared in one turn.
 const TURN_STEPS: usize = 4096;
@@ -97,16 +97,9 @@ impl Source {
         let opened = root.map(|root| {
             let dir = root.dir.as_ref().ok_or_else(|| root.problem.clone().unwrap_or_default())?;
             let copy: OwnedFd = dir.try_clone().map_err(|e| e.to_string())?;
-            Comparing::new(
-                request,
-                root.spec.clone(),
-                copy,
-                Arc::clone(&self.set),
-                start.clone(),
-                deep,
-                Arc::clone(&self.mounts),
-            )
-            .map_err(|e| e.desc().to_owned())
+            let (spec, set) = (root.spec.clone(), Arc::clone(&self.set));
+            let scope = Scope { spec, root: copy, set, start: start.clone(), deep };
+            Comparing::new(request, scope, Arc::clone(&self.mounts)).map_err(|e| e.desc().to_owned())
         });
         match opened {
             Some(Ok(mut comparing)) => {
