@@ -365,7 +365,10 @@ impl Node {
         }
     }
 
-    pub(crate) fn on_frame(&mut self, from: Channel, frame: &FrameMeta) -> FrameVerdict {
+    /// A frame is taken when its contents are here, so that a promotion finds no record whose value nobody may have: the
+    /// value before it may have been acknowledged as durable. Of a tail everything is taken: whoever serves it keeps the
+    /// contents, and `async` and `local` outlive the worker.
+    pub(crate) fn on_frame(&mut self, from: Channel, frame: &FrameMeta, whole: bool) -> FrameVerdict {
         let streamed = from == Channel::Ds && self.leader.as_ref().is_some_and(Leader::takes_frames);
         let expected = self.pulls(from) || (streamed && self.promotion.is_none());
         if !expected {
@@ -389,6 +392,9 @@ impl Node {
                 leader.stage = Stage::Waiting;
             }
             return FrameVerdict::Refuse(reason);
+        }
+        if !whole && !self.pulls(from) {
+            return FrameVerdict::Await;
         }
         self.journal.epochs.note(frame.epoch, end);
         self.journal.end = frame.end;

@@ -91,6 +91,10 @@ pub struct FrameMeta {
 pub enum FrameVerdict {
     /// Write it to the journal, sync, apply once written; report `Written`, `Synced`, `Applied`.
     Accept,
+    /// It continues the journal and lacks contents: keep it in memory, with everything that comes behind it on the same
+    /// connection, and ask again when its contents are stored, or when the peer has said that it cannot give them. Until
+    /// then it counts as not received.
+    Await,
     /// Already here: drop it.
     Duplicate,
     /// Not to be kept: drop it. The core has asked for a new [`ringpair_wire::control::Control::Follow`] if that can

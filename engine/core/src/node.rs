@@ -270,10 +270,11 @@ impl Node {
     }
 
     /// A checked frame came from the peer (or its supervisor): whether to keep it. To be asked in the order of
-    /// arrival, before the frame is written.
-    pub fn handle_frame(&mut self, now: Instant, from: Channel, frame: &FrameMeta) -> FrameVerdict {
+    /// arrival, before the frame is written. `whole`: every content that it refers to is stored here, or the peer cannot
+    /// give it.
+    pub fn handle_frame(&mut self, now: Instant, from: Channel, frame: &FrameMeta, whole: bool) -> FrameVerdict {
         let mut verdict = FrameVerdict::Refuse("this member does not run".into());
-        self.turn(now, |node| verdict = node.on_frame(from, frame));
+        self.turn(now, |node| verdict = node.on_frame(from, frame, whole));
         verdict
     }
 

@@ -68,8 +68,11 @@ fn changes_go_from_the_active_to_the_backup_only() {
     let mut pair = in_sync([|_| {}; 2]);
     let refused = pair.try_write(B, AckLevel::Async).expect_err("a backup refuses writes");
     assert_eq!(refused.kind, RefusalKind::NotActive);
-    assert!(matches!(pair.offer_frame(A), FrameVerdict::Refuse(_)), "an active takes no frames");
-    assert_eq!(pair.offer_frame(B), FrameVerdict::Accept, "a backup does");
+    assert!(matches!(pair.offer_frame(A, true), FrameVerdict::Refuse(_)), "an active takes no frames");
+    let end = pair.status(B).position;
+    assert_eq!(pair.offer_frame(B, false), FrameVerdict::Await, "not before its contents");
+    assert_eq!(pair.status(B).position, end);
+    assert_eq!(pair.offer_frame(B, true), FrameVerdict::Accept, "a backup does");
 }
 
 #[test]

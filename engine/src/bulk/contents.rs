@@ -61,6 +61,8 @@ pub struct Contents {
     known: HashSet<ContentId>,
     /// Asked for.
     fetching: Vec<(ContentId, u64)>,
+    /// Found to be stored when they were to be asked for.
+    found: Vec<ContentId>,
     asked: VecDeque<(ContentId, u64)>,
     serving: Option<Served>,
 }
@@ -75,6 +77,7 @@ impl Contents {
             wanted: VecDeque::new(),
             known: HashSet::new(),
             fetching: Vec::new(),
+            found: Vec::new(),
             asked: VecDeque::new(),
             serving: None,
         }
@@ -92,6 +95,11 @@ impl Contents {
     /// Whether a stored content was found damaged since the last call, by whomever.
     pub fn found_damage(&self) -> bool {
         !self.store.take_damaged().is_empty()
+    }
+
+    /// Those that were to be fetched and came by another way meanwhile.
+    pub fn take_found(&mut self) -> Vec<ContentId> {
+        std::mem::take(&mut self.found)
     }
 
     /// A new lane: what was asked for on the old one is asked for again.
@@ -145,6 +153,10 @@ impl Contents {
             && let Some((id, len)) = self.wanted.pop_front()
         {
             match self.receiver.begin(id, len) {
+                Ok(offset) if offset >= len => {
+                    self.known.remove(&id);
+                    self.found.push(id);
+                }
                 Ok(offset) => {
                     self.fetching.push((id, len));
                     return Some(message(&Message::ContentRequest { id, offset }));
@@ -277,6 +289,10 @@ mod tests {
         assert_eq!(backup.read(&sound).unwrap(), bytes);
         assert!(!backup.contains(&damaged) && !active.contains(&damaged), "what is damaged goes");
         assert_eq!(active.take_damaged(), [damaged]);
+        // What came by another way is not asked for, and told.
+        to.fetch(vec![(sound, 1_000_000)]);
+        assert!(exchange(&mut from, &mut to).is_empty());
+        assert_eq!((to.take_found(), to.take_found()), (vec![sound], Vec::new()));
         // And it can be asked for again, once it is there.
         active.put(&bytes[1..]).unwrap();
         to.fetch(vec![(damaged, 999_999)]);

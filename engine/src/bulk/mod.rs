@@ -430,8 +430,10 @@ impl Bulk {
             return Some((MessageKind::Resync, vec![Shared::from(message.to_bytes())]));
         }
         // Records wait for their contents, and writers for those: files come after.
-        if let Some(message) = self.contents.poll() {
-            return Some(message);
+        let message = self.contents.poll();
+        self.contents.take_found().into_iter().for_each(|id| self.stream.send(BulkEvent::ContentStored(id)));
+        if message.is_some() {
+            return message;
         }
         let mirror = match &mut self.role {
             Role::Active(source) => source.poll_message(),

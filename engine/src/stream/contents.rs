@@ -195,9 +195,10 @@ impl Stream {
         let changed = contents.looked_at.is_none_or(|(at, before)| {
             before != position || now.since(at) >= LOOK_AT_REST_EVERY || self.applier.missing_from().is_some()
         });
-        let due = changed || contents.search;
-        // A long transaction is over soon, unless it waits for room.
-        let busy = self.applier.in_transaction() || (self.long.is_some() && !self.journal.is_short(0));
+        let due = changed || contents.search || !self.awaiting.is_empty();
+        // A long transaction is over soon, unless it waits for contents or for room.
+        let busy = (self.applier.in_transaction() && self.awaiting.is_empty())
+            || (self.long.is_some() && !self.journal.is_short(0));
         if contents.looking || !due || now < contents.next_look || busy {
             return;
         }
@@ -210,6 +211,7 @@ impl Stream {
         self.contents.store.begin_collection();
         let mut needed = self.applier.contents_after(needed_after);
         needed.extend_from_slice(&self.contents.staged);
+        needed.extend(self.awaiting.contents().map(|(id, _)| id));
         if let Some(long) = &self.long {
             needed.extend(long.contents());
         }
@@ -252,7 +254,8 @@ impl Stream {
             self.applier.settle_missing(through, missing);
         }
         self.missing_changed(now);
-        let missing: Vec<_> = self.applier.missing().collect();
+        let awaited = self.contents.store.missing(self.awaiting.contents());
+        let missing: Vec<_> = self.applier.missing().chain(awaited).collect();
         if !missing.is_empty() {
             self.bulk.send(BulkCommand::Fetch(missing));
         }
@@ -261,6 +264,7 @@ impl Stream {
     /// A content was fetched.
     pub(super) fn content_stored(&mut self, id: ContentId, now: Instant) {
         self.applier.content_stored(&id);
+        self.take_awaited(now);
         self.missing_changed(now);
         if self.contents.awaited.remove(&id) && self.contents.awaited.is_empty() {
             self.save_staged();
@@ -270,6 +274,8 @@ impl Stream {
     /// The peer cannot give a content.
     pub(super) fn content_gone(&mut self, id: ContentId, now: Instant) {
         self.applier.content_gone(id);
+        self.awaiting.content_gone(id);
+        self.take_awaited(now);
         if self.contents.awaited.contains(&id) {
             self.resync_failed(&format!("the active cannot give content {id}"), now);
         }

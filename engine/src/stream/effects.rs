@@ -55,6 +55,7 @@ impl Stream {
             Effect::DropUnframed => self.drop_unframed(),
             Effect::StopAppliers => {
                 self.applier.stop();
+                self.awaiting.clear();
                 self.drop_resync();
                 self.node.handle_completion(now, Completion::AppliersStopped(self.applier.applied()));
             }

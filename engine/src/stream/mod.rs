@@ -5,6 +5,7 @@
 //! as they are. Never: a wait for anything but the driver.
 
 mod applier;
+mod awaiting;
 mod changes;
 mod clock;
 mod contents;
@@ -145,6 +146,7 @@ pub struct Stream {
     node: Node,
     control: ControlWriter,
     applier: Applier,
+    awaiting: awaiting::Awaiting,
     changes: Changes,
     checkpoints: Checkpointer,
     archive: DivergenceArchive,
@@ -250,6 +252,7 @@ impl Stream {
             divergence: storage::summary(&parts.archive),
             lanes: Lanes::new(parts.core.heartbeat / 2, parts.core.lease(LINK_FACTOR_ONE)),
             feed: Feed::new(parts.journal.reader()),
+            awaiting: awaiting::Awaiting::default(),
             long: None,
             held: VecDeque::new(),
             pending: Pending::default(),

@@ -5,23 +5,21 @@
 
 use std::time::Instant as StdInstant;
 
-use ringpair_core::{
-    Completion, Instant,
-    input::{Channel, FrameVerdict},
-};
+use ringpair_core::{Completion, Instant, input::Channel};
 use ringpair_wire::{
     codec::Codec,
     control::Control,
     frame::CheckedFrame,
     heartbeat::{Heartbeat, PLAIN_BYTES},
     id::Seq,
-    lane::{MessageKind, PathKind},
+    lane::{LaneKind, MessageKind, PathKind},
     mirror::MirrorMessage,
 };
 
 use super::{
     Stream,
-    applier::{ContentRef, contents_of_frame, meta_of},
+    applier::{contents_of_frame, meta_of},
+    awaiting::Arrived,
     feed::Next,
 };
 use crate::{
@@ -56,11 +54,13 @@ impl Stream {
             TransportEvent::Up { conn, lane, path, hello, dialed_by_us } => {
                 tracing::debug!(lane = lane.name(), path = path.name(), dialed_by_us, peer = ?hello.speaker, "lane up");
                 self.lanes.up(conn, lane, path, now);
+                self.forget_awaiting(lane);
                 self.node.handle_connection(now, path, lane, true);
             }
             TransportEvent::Down { conn, lane, path, reason } => {
                 tracing::debug!(lane = lane.name(), path = path.name(), %reason, "lane down");
                 if self.lanes.down(conn, lane, path, now) {
+                    self.forget_awaiting(lane);
                     self.node.handle_connection(now, path, lane, false);
                 }
             }
@@ -75,6 +75,13 @@ impl Stream {
             TransportEvent::Message { conn, kind, body } => self.message(conn, kind, body, now),
         }
         self.carry_out(now);
+    }
+
+    /// What came on a ds lane that is not the current one any more is sent again.
+    fn forget_awaiting(&mut self, lane: LaneKind) {
+        if lane == LaneKind::Ds {
+            self.awaiting.clear();
+        }
     }
 
     fn heartbeat(&mut self, path: PathKind, plaintext: &[u8; PLAIN_BYTES], now: Instant) {
@@ -119,24 +126,7 @@ impl Stream {
         let frame = CheckedFrame::check(&body).map_err(|error| error.to_string())?;
         let contents = contents_of_frame(&frame, self.applier.expander()).map_err(|error| error.to_string())?;
         let meta = meta_of(&frame);
-        let lacking = self.applier.lacking(&contents);
-        if let Some(first) = lacking.first() {
-            // Before the core takes the frame: it may acknowledge in the same step.
-            let from = self.applier.missing_from().map_or(first.seq, |known| known.min(first.seq));
-            self.tell_missing(Some(from), now);
-        }
-        match self.node.handle_frame(now, channel, &meta) {
-            FrameVerdict::Accept => {
-                self.applier.push(body.clone(), meta.end, contents, &lacking);
-                if !lacking.is_empty() {
-                    self.bulk.send(BulkCommand::Fetch(lacking.iter().map(ContentRef::content).collect()));
-                }
-                self.append(body, &meta, now);
-            }
-            FrameVerdict::Duplicate => {}
-            FrameVerdict::Refuse(why) => tracing::debug!(why, end = ?meta.end, "a frame was refused"),
-        }
-        self.tell_missing(self.applier.missing_from(), now);
+        self.frame_arrived(channel, Arrived { bytes: body, meta, contents }, now);
         Ok(())
     }
 
@@ -165,7 +155,7 @@ impl Stream {
     /// Reads no more from the ds lane while too much of what came waits here.
     fn restrain_peer(&mut self) {
         if let Some(conn) = self.lanes.conn(Channel::Ds) {
-            let held = self.applier.waiting_bytes() + self.journal.pending_bytes();
+            let held = self.awaiting.bytes() + self.applier.waiting_bytes() + self.journal.pending_bytes();
             let journal_takes = self.journal.pending_bytes() < super::APPEND_BELOW_BYTES && !self.journal.is_short(0);
             self.transport.set_reading(conn, held < HELD_MAX_BYTES && journal_takes);
         }

@@ -382,7 +382,7 @@ impl World {
 
     fn take_frame(&mut self, m: usize, from: Channel, frame: &Frame, sender: Epoch) {
         let mut verdict = FrameVerdict::Duplicate;
-        self.turn(m, |node, now| verdict = node.handle_frame(now, from, &frame.meta));
+        self.turn(m, |node, now| verdict = node.handle_frame(now, from, &frame.meta, true));
         if verdict != FrameVerdict::Accept {
             return;
         }

@@ -82,14 +82,14 @@ impl Pair {
         }
     }
 
-    /// A frame comes on a member's ds lane that would continue its journal.
-    pub fn offer_frame(&mut self, member: usize) -> FrameVerdict {
+    /// A frame comes on a member's ds lane that would continue its journal, with all its contents or not.
+    pub fn offer_frame(&mut self, member: usize, whole: bool) -> FrameVerdict {
         let (end, history) = (self.end(member), self.persisted(member).history.unwrap_or_default());
         let position = Position { seq: Seq(end.seq.0 + 1), chain: ChainHash(1), ..end };
         let (epoch, prev) = (end.epoch, end.chain);
         let frame = FrameMeta { history, epoch, first: position.seq, count: 1, prev, end: position, bytes: 100 };
         let now = Instant(self.now);
-        self.members[member].node.as_mut().expect("runs").handle_frame(now, Channel::Ds, &frame)
+        self.members[member].node.as_mut().expect("runs").handle_frame(now, Channel::Ds, &frame, whole)
     }
 
     /// Both members take a newer connection for their ds lane.

@@ -237,7 +237,7 @@ impl Pair {
             Item::Complete(completion) => node.handle_completion(now, completion),
             Item::Compared(_) => {}
             Item::Frame(frame) => {
-                if node.handle_frame(now, Channel::Ds, &frame) == FrameVerdict::Accept {
+                if node.handle_frame(now, Channel::Ds, &frame, true) == FrameVerdict::Accept {
                     self.members[member].journal.push(frame);
                     self.journalled(member, frame.end);
                 }
