@@ -288,7 +288,7 @@ fn bulk_thread(
         TransportConfig { heartbeats: false, hand_over: Vec::new(), ..transport_config(config, identity, instance)? },
         Vec::new(),
     )?;
-    let options = driver_options(config);
+    let (options, compression) = (driver_options(config), config.compression.bulk);
     let (sender, receiver) = mpsc::sync_channel::<io::Result<Waker>>(1);
     let thread = std::thread::Builder::new().name("bulk".into()).spawn(move || {
         let driver = match Driver::new(&options) {
@@ -296,7 +296,7 @@ fn bulk_thread(
             Err(error) => return drop(sender.send(Err(error))),
         };
         let _ = sender.send(Ok(driver.waker()));
-        let bulk = Bulk::new(bulk::Parts { driver, transport, stream, contents, base, instance });
+        let bulk = Bulk::new(bulk::Parts { driver, transport, stream, contents, base, instance, compression });
         if let Err(error) = bulk.run() {
             tracing::error!(%error, "the bulk thread's driver failed");
         }

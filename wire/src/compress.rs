@@ -9,13 +9,16 @@ use std::{fmt, io, str::FromStr};
 pub const MIN_BYTES: usize = 128;
 /// After this many fruitless trials, `auto` tries one block in this many.
 const MAX_SKIPPED: u32 = 16;
+/// Of a block at least four times as long, `auto` tries this many bytes out of its middle first.
+const SAMPLE_BYTES: usize = 16 << 10;
 
 /// The setting of `[compression]`: `off`, `auto`, or a zstd level.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash)]
 pub enum Compression {
     /// Everything stays plain.
     Off,
-    /// Level 1, kept where a block shrinks by a tenth or more; where blocks do not, fewer and fewer are tried.
+    /// Level 1, kept where a block shrinks by a tenth or more; where blocks (or a sample of a long one) do not, fewer
+    /// and fewer are tried. Callers that know how fast their link is leave it out where the link outruns it.
     #[default]
     Auto,
     /// This level, 1 to 19, kept where a block shrinks at all.
@@ -61,6 +64,16 @@ pub struct Compressor {
     skip: u32,
     /// `auto`: how many were passed over last time.
     skipped: u32,
+    totals: Totals,
+}
+
+/// Bytes before and after compression, of all blocks so far; what stays plain counts the same in both.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Totals {
+    /// Before.
+    pub plain_bytes: u64,
+    /// After.
+    pub stored_bytes: u64,
 }
 
 impl fmt::Debug for Compressor {
@@ -73,7 +86,7 @@ impl Compressor {
     /// A compressor with this setting.
     #[must_use]
     pub const fn new(setting: Compression) -> Self {
-        Self { setting, context: None, skip: 0, skipped: 0 }
+        Self { setting, context: None, skip: 0, skipped: 0, totals: Totals { plain_bytes: 0, stored_bytes: 0 } }
     }
 
     /// The setting.
@@ -82,8 +95,28 @@ impl Compressor {
         self.setting
     }
 
+    /// Bytes before and after, so far.
+    #[must_use]
+    pub const fn totals(&self) -> Totals {
+        self.totals
+    }
+
+    /// Counts a block that is left plain without asking.
+    pub const fn pass(&mut self, plain_bytes: usize) {
+        self.totals.plain_bytes += plain_bytes as u64;
+        self.totals.stored_bytes += plain_bytes as u64;
+    }
+
     /// Appends `plain`, compressed, to `out` if that pays; otherwise leaves `out` as it was. Says whether it did.
     pub fn compress(&mut self, plain: &[u8], out: &mut Vec<u8>) -> bool {
+        let start = out.len();
+        let kept = self.try_compress(plain, out);
+        self.totals.plain_bytes += plain.len() as u64;
+        self.totals.stored_bytes += if kept { out.len() - start } else { plain.len() } as u64;
+        kept
+    }
+
+    fn try_compress(&mut self, plain: &[u8], out: &mut Vec<u8>) -> bool {
         let (level, room) = match self.setting {
             Compression::Off => return false,
             _ if plain.len() < MIN_BYTES => return false,
@@ -91,10 +124,11 @@ impl Compressor {
                 self.skip -= 1;
                 return false;
             }
-            Compression::Auto => (1, plain.len() - plain.len() / 10),
+            Compression::Auto => (1, worthwhile(plain)),
             Compression::Level(level) => (i32::from(level), plain.len() - 1),
         };
-        let kept = self.compress_into_room(level, plain, out, room);
+        let hopeful = self.setting != Compression::Auto || self.sample_shrinks(plain, out);
+        let kept = hopeful && self.compress_into_room(level, plain, out, room);
         if kept {
             self.skipped = 0;
         } else {
@@ -102,6 +136,18 @@ impl Compressor {
             self.skip = self.skipped;
         }
         kept
+    }
+
+    /// Whether a part of a long block shrinks: a short one is its own sample.
+    fn sample_shrinks(&mut self, plain: &[u8], out: &mut Vec<u8>) -> bool {
+        if plain.len() < 4 * SAMPLE_BYTES {
+            return true;
+        }
+        let sample = &plain[plain.len() / 2..][..SAMPLE_BYTES];
+        let start = out.len();
+        let shrinks = self.compress_into_room(1, sample, out, worthwhile(sample));
+        out.truncate(start);
+        shrinks
     }
 
     /// Compresses into at most `room` bytes behind what `out` holds: what does not fit is not worth keeping.
@@ -116,6 +162,11 @@ impl Compressor {
         out.truncate(start + written.unwrap_or(0));
         written.is_some()
     }
+}
+
+/// What `auto` keeps: a tenth less, at least.
+const fn worthwhile(plain: &[u8]) -> usize {
+    plain.len() - plain.len() / 10
 }
 
 /// Why a block cannot be expanded.
@@ -230,6 +281,24 @@ mod tests {
         let first = (0..MAX_SKIPPED).position(|_| auto.compress(&[7; 4096], &mut out));
         assert!(first.is_some(), "a block is tried at least every {MAX_SKIPPED}");
         assert!(auto.compress(&[7; 4096], &mut out), "and from then on each one");
+    }
+
+    #[test]
+    fn a_long_block_is_judged_by_its_middle_and_everything_is_counted() {
+        let (mut auto, mut out) = (Compressor::new(Compression::Auto), Vec::new());
+        let mut block = vec![b'a'; 16 * SAMPLE_BYTES];
+        let middle = block.len() / 2..block.len() / 2 + SAMPLE_BYTES;
+        block[middle].copy_from_slice(&noise(SAMPLE_BYTES));
+        assert!(!auto.compress(&block, &mut out), "its sample does not shrink");
+        assert!(Compressor::new(Compression::Level(1)).compress(&block, &mut out), "a level tries the whole");
+        let skipped = auto.totals();
+        assert_eq!((skipped.plain_bytes, skipped.stored_bytes), (block.len() as u64, block.len() as u64));
+        let text = vec![b'a'; 16 * SAMPLE_BYTES];
+        out.clear();
+        while !auto.compress(&text, &mut out) {}
+        auto.pass(5);
+        let totals = auto.totals();
+        assert_eq!(totals.plain_bytes - totals.stored_bytes, (text.len() - out.len()) as u64);
     }
 
     #[test]

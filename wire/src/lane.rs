@@ -103,10 +103,14 @@ const MAX_BULK_BODY_BYTES: usize = {
 
 /// Room for the fields around a frame or a block of content.
 pub const SLACK_BYTES: usize = 4 << 10;
+/// Kind and plain length, before the zstd frame of a packed message.
+pub const PACKED_HEADER_BYTES: usize = 5;
 /// Length and type, before each body.
 pub const MESSAGE_HEADER_BYTES: usize = 5;
 /// The greatest count of content bytes in one message.
 pub const MAX_CONTENT_CHUNK_BYTES: usize = 1 << 20;
+/// The greatest body that may be sent packed, before compression: what unpacking allocates at most (W-55).
+pub const MAX_PACKED_BYTES: usize = (1 << 20) + SLACK_BYTES;
 
 /// What a message is; the number is on the wire.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
@@ -126,11 +130,26 @@ pub enum MessageKind {
     Content = 6,
     /// A request for a content (bulk).
     ContentRequest = 7,
+    /// Another message of the bulk lane, compressed (bulk).
+    Packed = 8,
 }
 
 impl MessageKind {
-    const ALL: [Self; 7] =
-        [Self::Control, Self::Frame, Self::Announce, Self::Resync, Self::Mirror, Self::Content, Self::ContentRequest];
+    const ALL: [Self; 8] = [
+        Self::Control,
+        Self::Frame,
+        Self::Announce,
+        Self::Resync,
+        Self::Mirror,
+        Self::Content,
+        Self::ContentRequest,
+        Self::Packed,
+    ];
+
+    /// The kind with this number.
+    fn from_number(number: u8) -> Option<Self> {
+        Self::ALL.into_iter().find(|kind| *kind as u8 == number)
+    }
 
     /// Whether this kind belongs on `lane` (W-51).
     #[must_use]
@@ -139,7 +158,7 @@ impl MessageKind {
             Self::Control => !matches!(lane, LaneKind::Bulk),
             Self::Frame | Self::Announce => matches!(lane, LaneKind::Ds),
             Self::Resync => matches!(lane, LaneKind::Ds | LaneKind::Bulk),
-            Self::Mirror | Self::Content | Self::ContentRequest => matches!(lane, LaneKind::Bulk),
+            Self::Mirror | Self::Content | Self::ContentRequest | Self::Packed => matches!(lane, LaneKind::Bulk),
         }
     }
 }
@@ -174,6 +193,15 @@ pub enum Message<'a> {
         id: ContentId,
         /// What the asker has already, in bytes.
         offset: u64,
+    },
+    /// Another message of the bulk lane; [`crate::compress::Decompressor::expand`] gives its body, which is then decoded.
+    Packed {
+        /// What the message is; never itself packed.
+        kind: MessageKind,
+        /// The length of its body in bytes, at most [`MAX_PACKED_BYTES`] and more than `stored` has.
+        plain_bytes: usize,
+        /// The body as one zstd frame by itself.
+        stored: &'a [u8],
     },
 }
 
@@ -226,6 +254,7 @@ impl<'a> Message<'a> {
             Self::Mirror(_) => MessageKind::Mirror,
             Self::Content { .. } => MessageKind::Content,
             Self::ContentRequest { .. } => MessageKind::ContentRequest,
+            Self::Packed { .. } => MessageKind::Packed,
         }
     }
 
@@ -249,6 +278,10 @@ impl<'a> Message<'a> {
             Self::ContentRequest { id, offset } => {
                 w.content_id(id);
                 w.u64(offset);
+            }
+            Self::Packed { kind, plain_bytes, stored } => {
+                w.raw(&packed_header(kind, plain_bytes));
+                w.raw(stored);
             }
         }
         let header = message_header(self.kind(), out.len() - start - MESSAGE_HEADER_BYTES);
@@ -283,12 +316,38 @@ impl<'a> Message<'a> {
                 within("content_request.offset", offset, MAX_VALUE_BYTES as u64)?;
                 Self::ContentRequest { id, offset }
             }
+            MessageKind::Packed => {
+                let got = r.u8("packed.kind")?;
+                let plain = r.u32("packed.plain_bytes")?;
+                let stored = r.rest();
+                let packable = |kind: &MessageKind| *kind != MessageKind::Packed && kind.allowed_on(LaneKind::Bulk);
+                let kind = MessageKind::from_number(got).filter(packable).ok_or(DecodeError::Tag {
+                    what: "packed.kind",
+                    got: got.into(),
+                    expected: "4 (resynchronization) to 7 (content request)",
+                })?;
+                within("packed.plain_bytes", plain.into(), MAX_PACKED_BYTES as u64)?;
+                // What did not shrink is never packed.
+                within("packed.stored", stored.len() as u64 + 1, plain.into())?;
+                Self::Packed { kind, plain_bytes: plain as usize, stored }
+            }
         })
     }
 }
 
 const fn within(what: &'static str, got: u64, max: u64) -> Result<(), DecodeError> {
     if got <= max { Ok(()) } else { Err(DecodeError::TooLong { what, got, max }) }
+}
+
+/// What stands before the zstd frame in the body of a packed message.
+///
+/// # Panics
+/// Where `plain_bytes` is over 4 GiB: bounded by every caller.
+#[must_use]
+pub fn packed_header(kind: MessageKind, plain_bytes: usize) -> [u8; PACKED_HEADER_BYTES] {
+    assert!(u32::try_from(plain_bytes).is_ok(), "packed body of {plain_bytes} bytes");
+    let [a, b, c, d] = (plain_bytes as u32).to_le_bytes();
+    [kind as u8, a, b, c, d]
 }
 
 /// Cuts the bytes of a lane into messages as they come.
@@ -370,7 +429,7 @@ impl LaneParser {
         if got > max {
             return Err(LaneError::TooLong { lane, got, max });
         }
-        let known = MessageKind::ALL.into_iter().find(|known| *known as u8 == kind && known.allowed_on(lane));
+        let known = MessageKind::from_number(kind).filter(|known| known.allowed_on(lane));
         let Some(kind) = known else { return Err(LaneError::Kind { lane, got: kind }) };
         let Some(body) = rest.get(..got) else { return Ok(None) };
         Message::decode(kind, body)?;
@@ -385,7 +444,7 @@ mod tests {
     use super::*;
     use crate::testing::golden;
 
-    fn samples() -> [(LaneKind, Message<'static>); 9] {
+    fn samples() -> [(LaneKind, Message<'static>); 10] {
         let id = ContentId([3; 32]);
         [
             (LaneKind::Ping, Message::Control(b"control")),
@@ -397,6 +456,7 @@ mod tests {
             (LaneKind::Bulk, Message::Mirror(b"mirror")),
             (LaneKind::Bulk, Message::Content { id, offset: 4, total: 9, bytes: b"bytes" }),
             (LaneKind::Bulk, Message::ContentRequest { id, offset: 4 }),
+            (LaneKind::Bulk, Message::Packed { kind: MessageKind::Mirror, plain_bytes: 300, stored: b"zstd" }),
         ]
     }
 
@@ -423,8 +483,10 @@ mod tests {
 
     #[test]
     fn golden_messages() {
-        let all: Vec<u8> = samples().iter().flat_map(|(_, message)| encoded(message)).collect();
-        golden("lane_messages", &all);
+        let samples = samples();
+        let (first, later) = samples.split_at(9);
+        golden("lane_messages", &first.iter().flat_map(|(_, message)| encoded(message)).collect::<Vec<u8>>());
+        golden("lane_packed", &later.iter().flat_map(|(_, message)| encoded(message)).collect::<Vec<u8>>());
     }
 
     #[test]
@@ -514,6 +576,28 @@ mod tests {
         let part = vec![0; MAX_CONTENT_CHUNK_BYTES + 1];
         let bytes = encoded(&Message::Content { id, offset: 0, total: max, bytes: &part });
         assert!(parse(&mut LaneParser::new(LaneKind::Bulk), &bytes, |_| ()).is_err());
+    }
+
+    #[test]
+    fn what_is_packed_is_bounded_and_belongs_there_w55() {
+        let packed = |kind, plain: u32, stored: &[u8]| {
+            let mut body = vec![kind];
+            body.extend_from_slice(&plain.to_le_bytes());
+            body.extend_from_slice(stored);
+            Message::decode(MessageKind::Packed, &body).map(|_| ())
+        };
+        for kind in 0..=255_u8 {
+            let belongs = (4..=7).contains(&kind);
+            assert_eq!(packed(kind, 300, b"zstd").is_ok(), belongs, "kind {kind}");
+        }
+        assert!(packed(5, MAX_PACKED_BYTES as u32, b"zstd").is_ok());
+        let field = |error: DecodeError| match error {
+            DecodeError::TooLong { what, .. } => what,
+            other => panic!("{other}"),
+        };
+        assert_eq!(field(packed(5, MAX_PACKED_BYTES as u32 + 1, b"zstd").unwrap_err()), "packed.plain_bytes");
+        assert_eq!(field(packed(5, 4, b"zstd").unwrap_err()), "packed.stored");
+        assert!(packed(5, 5, b"zstd").is_ok());
     }
 
     #[test]

@@ -108,6 +108,26 @@ pub struct ConnectionStatus {
     pub dscp: Option<u8>,
     /// The marks of all lanes there, read back.
     pub lanes: BTreeMap<String, u8>,
+    /// What the lanes' sockets say of themselves, by lane.
+    pub sockets: BTreeMap<String, SocketStatus>,
+}
+
+/// The options of a lane's socket, read back from the kernel (REP-304, REP-308).
+#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
+#[serde(default)]
+pub struct SocketStatus {
+    /// The mark.
+    pub dscp: Option<u8>,
+    /// SO_PRIORITY.
+    pub priority: Option<u8>,
+    /// TCP_CONGESTION.
+    pub congestion: Option<String>,
+    /// TCP_USER_TIMEOUT in milliseconds.
+    pub user_timeout_ms: Option<u32>,
+    /// TCP_NOTSENT_LOWAT in bytes; `None`: the system's.
+    pub notsent_lowat_bytes: Option<u32>,
+    /// SO_MAX_PACING_RATE in bytes a second; `None`: unlimited.
+    pub pacing_bytes_per_s: Option<u64>,
 }
 
 /// The configuration tree.

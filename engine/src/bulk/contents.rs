@@ -148,7 +148,7 @@ impl Contents {
     }
 
     /// The next message: a request first, else a part of what is served.
-    pub fn poll(&mut self) -> Option<(MessageKind, Vec<Shared>)> {
+    pub fn poll(&mut self) -> Option<(MessageKind, Shared)> {
         while self.fetching.len() < FETCHED_AT_ONCE
             && let Some((id, len)) = self.wanted.pop_front()
         {
@@ -171,7 +171,7 @@ impl Contents {
         self.part()
     }
 
-    fn part(&mut self) -> Option<(MessageKind, Vec<Shared>)> {
+    fn part(&mut self) -> Option<(MessageKind, Shared)> {
         let served = match self.serving.take() {
             Some(served) => served,
             None => {
@@ -219,16 +219,16 @@ impl Contents {
 }
 
 /// Says that a content is not here (W-54).
-fn refusal(id: ContentId) -> (MessageKind, Vec<Shared>) {
+fn refusal(id: ContentId) -> (MessageKind, Shared) {
     tracing::warn!(%id, "the peer asks for a content that is not here");
     message(&Message::Content { id, offset: 0, total: 0, bytes: &[] })
 }
 
 /// A message's kind and body.
-fn message(message: &Message<'_>) -> (MessageKind, Vec<Shared>) {
+fn message(message: &Message<'_>) -> (MessageKind, Shared) {
     let mut bytes = Vec::new();
     message.encode(&mut bytes);
-    (message.kind(), vec![Shared::from(bytes).slice(ringpair_wire::lane::MESSAGE_HEADER_BYTES..)])
+    (message.kind(), Shared::from(bytes).slice(ringpair_wire::lane::MESSAGE_HEADER_BYTES..))
 }
 
 #[cfg(test)]
@@ -249,17 +249,17 @@ mod tests {
         for _ in 0..10_000 {
             let asked = to.poll();
             let said = asked.is_some();
-            if let Some((kind, parts)) = asked {
-                let Ok(Message::ContentRequest { id, offset }) = Message::decode(kind, &parts[0]) else { panic!() };
+            if let Some((kind, body)) = asked {
+                let Ok(Message::ContentRequest { id, offset }) = Message::decode(kind, &body) else { panic!() };
                 from.asked(id, offset);
             }
-            let Some((kind, parts)) = from.poll() else {
+            let Some((kind, body)) = from.poll() else {
                 if said {
                     continue;
                 }
                 return ends;
             };
-            let Ok(Message::Content { id, offset, total, bytes }) = Message::decode(kind, &parts[0]) else { panic!() };
+            let Ok(Message::Content { id, offset, total, bytes }) = Message::decode(kind, &body) else { panic!() };
             let received = to.received(id, offset, total, bytes).unwrap();
             if received != Received::Part {
                 ends.push(received);

@@ -8,14 +8,14 @@ use std::{collections::VecDeque, sync::Arc};
 use crossbeam::channel::{Receiver, Sender, TrySendError, bounded};
 use ringpair_core::input::WorkToken;
 use ringpair_fsmon::roots::RootSet;
-use ringpair_wire::{ds::ContentId, id::Epoch, lane::PathKind};
+use ringpair_wire::{compress::Totals, ds::ContentId, id::Epoch, lane::PathKind};
 
 use crate::{
     api::backend::Difference,
     ds::{TreeSnapshot, resync::Staged},
     mirror::{ArchiveFiles, MirrorDifferences, MirrorMessage, MirrorStatus, Problem, SinkReport},
     ring::Waker,
-    transport::Detached,
+    transport::{ConnInfo, Detached},
 };
 
 /// How many messages may wait in each direction.
@@ -128,8 +128,21 @@ pub enum BulkEvent {
     Mirror(Box<MirrorStatus>),
     /// The mirror cannot go on (no room for the archive, a protocol error).
     MirrorFailed(String),
-    /// The bulk lane came up or went down, with its mark.
-    Lane(Option<u8>),
+    /// The bulk lane came up, as its socket says, or went down.
+    Lane(Option<Box<ConnInfo>>),
+    /// More went over the bulk lane.
+    Traffic(Traffic),
+}
+
+/// What went over the bulk lane since the thread began.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Traffic {
+    /// Bytes sent, after compression and encryption.
+    pub sent_bytes: u64,
+    /// Bytes received, before decryption.
+    pub received_bytes: u64,
+    /// Bodies of messages sent, before and after compression.
+    pub compression: Totals,
 }
 
 /// One side of the link.

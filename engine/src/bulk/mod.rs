@@ -8,6 +8,7 @@ pub mod archive;
 mod compare;
 mod contents;
 pub mod link;
+mod pack;
 
 use std::{
     io,
@@ -23,9 +24,11 @@ use ringpair_wire::{
 use self::{
     compare::Comparisons,
     contents::{Contents, Received},
-    link::{BulkCommand, BulkEvent, BulkSide},
+    link::{BulkCommand, BulkEvent, BulkSide, Traffic},
+    pack::Packer,
 };
 use crate::{
+    config::CompressionLevel,
     ds::ContentStore,
     mirror::{
         MirrorBase, MirrorError, MirrorMessage, MirrorStatus, Sink, SinkOptions, Source, SourceEvent, SourceOptions,
@@ -62,6 +65,8 @@ pub struct Parts {
     pub base: MirrorBase,
     /// Drawn at this worker's start.
     pub instance: u64,
+    /// How what is sent is compressed.
+    pub compression: CompressionLevel,
 }
 
 /// What this member does with files.
@@ -85,9 +90,11 @@ pub struct Bulk {
     next_dial: Instant,
     contents: Contents,
     comparisons: Comparisons,
+    packer: Packer,
     watched: Option<Fd>,
     watching: bool,
     told: MirrorStatus,
+    told_traffic: Traffic,
     told_at: Instant,
     started: Instant,
     worked: bool,
@@ -113,9 +120,11 @@ impl Bulk {
             next_dial: now,
             contents: Contents::new(parts.contents),
             comparisons: Comparisons::default(),
+            packer: Packer::new(parts.compression),
             watched: None,
             watching: false,
             told: MirrorStatus::default(),
+            told_traffic: Traffic::default(),
             told_at: now,
             started: now,
             worked: false,
@@ -171,7 +180,8 @@ impl Bulk {
             Role::Idle | Role::Backup(_) => None,
         };
         let dial = (self.dial && self.conn.is_none()).then(|| self.next_dial.saturating_duration_since(now));
-        let untold = (self.status() != self.told).then(|| STATUS_EVERY.saturating_sub(self.told_at.elapsed()));
+        let untold = (self.status() != self.told || self.traffic() != self.told_traffic)
+            .then(|| STATUS_EVERY.saturating_sub(self.told_at.elapsed()));
         [self.transport.next_timeout(now), mirror, dial, untold, Some(IDLE)].into_iter().flatten().min().unwrap_or(IDLE)
     }
 
@@ -289,8 +299,7 @@ impl Bulk {
         }
         self.contents.connected();
         self.comparisons.connected();
-        let dscp = self.transport.info(conn).and_then(|info| info.dscp).map(|dscp| dscp.number());
-        self.stream.send(BulkEvent::Lane(Some(dscp.unwrap_or_default())));
+        self.stream.send(BulkEvent::Lane(self.transport.info(conn).cloned().map(Box::new)));
     }
 
     fn down(&mut self, now: Instant) {
@@ -312,6 +321,19 @@ impl Bulk {
 
     fn message(&mut self, kind: MessageKind, body: &Shared) -> Result<(), String> {
         match Message::decode(kind, body).map_err(|error| error.to_string())? {
+            Message::Packed { kind, plain_bytes, stored } => {
+                // Taken out, since what it gives lies in its own buffer.
+                let mut packer = std::mem::replace(&mut self.packer, Packer::new(CompressionLevel::Off));
+                let result = packer.unpack(kind, plain_bytes, stored).and_then(|message| self.plain_message(&message));
+                self.packer = packer;
+                result
+            }
+            message => self.plain_message(&message),
+        }
+    }
+
+    fn plain_message(&mut self, message: &Message<'_>) -> Result<(), String> {
+        match *message {
             Message::Mirror(bytes) => {
                 self.mirror_message(MirrorMessage::from_bytes(bytes).map_err(|error| error.to_string())?);
             }
@@ -327,8 +349,8 @@ impl Bulk {
                 let events = self.comparisons.message(bytes)?;
                 events.into_iter().for_each(|event| self.stream.send(event));
             }
-            Message::Control(_) | Message::Frame(_) | Message::Announce(_) => {
-                return Err(format!("{kind:?} does not belong on the bulk lane"));
+            Message::Control(_) | Message::Frame(_) | Message::Announce(_) | Message::Packed { .. } => {
+                return Err(format!("{:?} does not belong on the bulk lane", message.kind()));
             }
         }
         Ok(())
@@ -414,8 +436,9 @@ impl Bulk {
     fn send(&mut self, conn: ConnId, now: Instant) -> bool {
         let mut sent = false;
         while self.transport.queued_bytes(conn) < FEED_BELOW_BYTES {
-            let Some((kind, parts)) = self.next_message() else { break };
-            if let Err(error) = self.transport.send_shared(conn, kind, &parts) {
+            let Some((kind, body)) = self.next_message() else { break };
+            let (kind, body) = self.packer.pack(kind, body, &self.transport, conn);
+            if let Err(error) = self.transport.send_shared(conn, kind, &[body]) {
                 tracing::error!(%error, ?kind, "could not be queued; the bulk lane is closed");
                 self.transport.close(conn, now);
                 return false;
@@ -425,9 +448,9 @@ impl Bulk {
         sent
     }
 
-    fn next_message(&mut self) -> Option<(MessageKind, Vec<Shared>)> {
+    fn next_message(&mut self) -> Option<(MessageKind, Shared)> {
         if let Some(message) = self.comparisons.poll() {
-            return Some((MessageKind::Resync, vec![Shared::from(message.to_bytes())]));
+            return Some((MessageKind::Resync, Shared::from(message.to_bytes())));
         }
         // Records wait for their contents, and writers for those: files come after.
         let message = self.contents.poll();
@@ -440,7 +463,7 @@ impl Bulk {
             Role::Backup(sink) => sink.poll_message(),
             Role::Idle => None,
         };
-        mirror.map(|message| (MessageKind::Mirror, vec![Shared::from(message.to_bytes())]))
+        mirror.map(|message| (MessageKind::Mirror, Shared::from(message.to_bytes())))
     }
 
     fn connect(&mut self, now: Instant) {
@@ -476,6 +499,15 @@ impl Bulk {
         }
     }
 
+    fn traffic(&self) -> Traffic {
+        let stats = self.transport.stats();
+        Traffic {
+            sent_bytes: stats.sent_bytes,
+            received_bytes: stats.received_bytes,
+            compression: self.packer.totals(),
+        }
+    }
+
     fn tell(&mut self, now: Instant) {
         if self.contents.found_damage() {
             self.stream.send(BulkEvent::ContentsDamaged);
@@ -487,6 +519,10 @@ impl Bulk {
         if status != self.told {
             self.told = status.clone();
             self.stream.send(BulkEvent::Mirror(Box::new(status)));
+        }
+        let traffic = self.traffic();
+        if traffic != std::mem::replace(&mut self.told_traffic, traffic) {
+            self.stream.send(BulkEvent::Traffic(traffic));
         }
         self.told_at = now;
     }

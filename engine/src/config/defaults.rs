@@ -101,8 +101,8 @@ pub const CONGESTION: &str = "cubic";
 pub const BULK_RATE_RANGE: RangeInclusive<u64> = 0..=100_000_000_000;
 /// `batch.max_bytes`.
 pub const BATCH_MAX_BYTES: u64 = 65_536;
-/// Permitted: a frame is never longer than 16 MiB.
-pub const BATCH_MAX_BYTES_RANGE: RangeInclusive<u64> = 4096..=16 << 20;
+/// Permitted: a frame is never longer than 1 MiB (W-11).
+pub const BATCH_MAX_BYTES_RANGE: RangeInclusive<u64> = 4096..=1 << 20;
 /// `batch.max_records`.
 pub const BATCH_MAX_RECORDS: u64 = 4096;
 /// Permitted: 1 to 65,536.

@@ -105,7 +105,14 @@ impl Stream {
             }
             BulkEvent::Mirror(status) => self.mirror = *status,
             BulkEvent::MirrorFailed(why) => self.warn("mirror", why),
-            BulkEvent::Lane(dscp) => self.bulk_dscp = dscp,
+            BulkEvent::Lane(socket) => {
+                self.bulk_dscp = socket.as_ref().map(|info| info.dscp.map(|dscp| dscp.number()).unwrap_or_default());
+                if let Some(info) = &socket {
+                    self.check_socket(info);
+                }
+                self.bulk_socket = socket;
+            }
+            BulkEvent::Traffic(traffic) => self.bulk_traffic = traffic,
         }
     }
 

@@ -14,6 +14,7 @@ mod effects;
 mod feed;
 mod jobs;
 mod lanes;
+mod linger;
 mod long;
 mod publish;
 mod receive;
@@ -37,7 +38,6 @@ use ringpair_core::{
     supervisor::WorkerStatus,
 };
 use ringpair_wire::{
-    compress::Compression,
     control::Role,
     heartbeat::LINK_FACTOR_ONE,
     id::{Epoch, Position, Seq},
@@ -45,15 +45,15 @@ use ringpair_wire::{
 };
 
 pub use self::{applier::Applier, changes::Changes, clock::now, storage::ControlWriter};
-use self::{feed::Feed, jobs::Jobs, lanes::Lanes, requests::Pending, verify::Verifier, writes::Writes};
+use self::{feed::Feed, jobs::Jobs, lanes::Lanes, linger::Linger, requests::Pending, verify::Verifier, writes::Writes};
 use crate::{
     api::{
         backend::{Request, WriteRequest},
         events::EventLog,
         status::{DivergenceSummary, IoStatus, StatusCell, Warning},
     },
-    bulk::link::{BulkCommand, StreamSide},
-    config::{CompressionLevel, Config},
+    bulk::link::{BulkCommand, StreamSide, Traffic},
+    config::Config,
     ds::{
         ContentStore, Entry, TreeSnapshot,
         archive::DivergenceArchive,
@@ -64,7 +64,7 @@ use crate::{
     mirror::{ArchiveFiles, MirrorStatus, RootSet},
     ring::{Completion, Driver, Fd, Token},
     supervisor::link::Link,
-    transport::Transport,
+    transport::{ConnInfo, Transport},
 };
 
 /// How often the status is published at most, while nothing but heartbeats happens.
@@ -154,6 +154,7 @@ pub struct Stream {
     lanes: Lanes,
     feed: Feed,
     writes: Writes,
+    linger: Linger,
     /// A transaction of many changes that is being prepared, and the writes that wait behind it.
     long: Option<long::Long>,
     held: VecDeque<WriteRequest>,
@@ -165,6 +166,9 @@ pub struct Stream {
     file_archive: Option<Box<dyn ArchiveFiles>>,
     mirror: MirrorStatus,
     bulk_dscp: Option<u8>,
+    /// The bulk lane's socket, while it is up, and what went over it.
+    bulk_socket: Option<Box<ConnInfo>>,
+    bulk_traffic: Traffic,
     requests: Receiver<Request>,
     events: EventLog,
     status: StatusCell,
@@ -240,11 +244,8 @@ impl Stream {
         let report = parts.driver.report();
         let io = IoStatus { driver: report.driver.into(), features: report.features.clone(), why: report.why.clone() };
         let batch = parts.config.batch;
-        let writes = Writes::new(
-            batch.max_bytes as usize,
-            batch.max_records as usize,
-            wire_compression(parts.config.compression.ds),
-        );
+        let writes =
+            Writes::new(batch.max_bytes as usize, batch.max_records as usize, parts.config.compression.ds.into());
         let persisted = parts.start.persisted.clone().unwrap_or_default();
         let jobs = Jobs::new(parts.driver.waker());
         let contents = contents::Contents::new(parts.contents, parts.store.stored().clone());
@@ -253,6 +254,7 @@ impl Stream {
             lanes: Lanes::new(parts.core.heartbeat / 2, parts.core.lease(LINK_FACTOR_ONE)),
             feed: Feed::new(parts.journal.reader()),
             awaiting: awaiting::Awaiting::default(),
+            linger: Linger::new(batch.linger, batch.max_bytes as usize, batch.max_records as usize),
             long: None,
             held: VecDeque::new(),
             pending: Pending::default(),
@@ -261,6 +263,8 @@ impl Stream {
             file_archive: None,
             mirror: MirrorStatus::default(),
             bulk_dscp: None,
+            bulk_socket: None,
+            bulk_traffic: Traffic::default(),
             told_supervisor: None,
             last_turn_told: Instant(0),
             published: Instant(0),
@@ -411,6 +415,7 @@ impl Stream {
             self.lanes.next_timeout(self.dials_ds()).map(until),
             self.transport.next_timeout(std_now),
             self.writes.next_timeout(std_now),
+            self.linger.next_timeout(std_now),
             self.pending.next_timeout(std_now),
             self.verifier.next_timeout(std_now),
             // The supervisor must hear of a turn every H.
@@ -546,15 +551,6 @@ impl Stream {
         if now.since(self.published) >= PUBLISH_EVERY || self.role_changed() {
             self.publish(&status, now);
         }
-    }
-}
-
-/// The compression setting, as frames take it.
-const fn wire_compression(level: CompressionLevel) -> Compression {
-    match level {
-        CompressionLevel::Off => Compression::Off,
-        CompressionLevel::Auto => Compression::Auto,
-        CompressionLevel::Level(level) => Compression::Level(level),
     }
 }
 

@@ -6,7 +6,10 @@ use ringpair_core::{Instant, status::Status};
 use ringpair_wire::control::Role;
 
 use super::{Stream, report};
-use crate::api::{events::Event, status::Warning};
+use crate::{
+    api::{events::Event, status::Warning},
+    transport::ConnInfo,
+};
 
 impl Stream {
     pub(super) fn role_changed(&self) -> bool {
@@ -61,7 +64,7 @@ impl Stream {
             config: &self.config,
             core: &self.core,
             transport: &self.transport,
-            bulk_lane: self.bulk_told.lane.map(|(path, _)| path).zip(self.bulk_dscp),
+            bulk_lane: self.bulk_socket.as_deref(),
             mirror: &self.mirror,
             io: &self.io,
             divergence: &self.divergence,
@@ -75,8 +78,22 @@ impl Stream {
         self.status.publish(report::status(core, self.node.switch_blockers(now), &parts));
     }
 
+    /// Warns of what a new lane's socket refused of its options.
+    pub(super) fn check_socket(&mut self, info: &ConnInfo) {
+        let code = format!("{}-lane-options", info.lane.name());
+        let refused = self.transport.options(info.lane).refused(info);
+        if refused.is_empty() {
+            self.unwarn(&code);
+        } else {
+            let lane = info.lane.name();
+            let text = format!("the kernel did not take an option of the {lane} lane: {refused}. Try: [transport]");
+            self.warn(&code, text);
+        }
+    }
+
     pub(super) fn counters(&self) -> std::collections::BTreeMap<String, u64> {
         let stats = self.transport.stats();
+        let (bulk, ds, closed) = (self.bulk_traffic, self.writes.compression(), self.writes.closed());
         [
             ("strangers_refused", stats.refused_tls + stats.refused_hello + stats.strangers_oversize),
             ("strangers_gave_way", stats.strangers_gave_way),
@@ -86,6 +103,14 @@ impl Stream {
             ("heartbeats_sent", stats.heartbeats_sent),
             ("heartbeats_received", stats.heartbeats_received),
             ("heartbeats_refused", stats.heartbeats_forged + stats.heartbeats_replayed + stats.heartbeats_unknown_key),
+            ("bulk_lane_received_bytes", bulk.received_bytes),
+            ("bulk_lane_sent_bytes", bulk.sent_bytes),
+            ("bulk_compression_plain_bytes", bulk.compression.plain_bytes),
+            ("bulk_compression_stored_bytes", bulk.compression.stored_bytes),
+            ("ds_frames", closed.frames),
+            ("ds_frame_records", closed.records),
+            ("ds_compression_plain_bytes", ds.plain_bytes),
+            ("ds_compression_stored_bytes", ds.stored_bytes),
             ("mirror_files", self.mirror.files_moved),
             ("mirror_bytes", self.mirror.bytes_moved),
             ("mirror_overflows", self.mirror.overflows),

@@ -55,6 +55,9 @@ impl Stream {
                 tracing::debug!(lane = lane.name(), path = path.name(), dialed_by_us, peer = ?hello.speaker, "lane up");
                 self.lanes.up(conn, lane, path, now);
                 self.forget_awaiting(lane);
+                if let Some(info) = self.transport.info(conn).cloned() {
+                    self.check_socket(&info);
+                }
                 self.node.handle_connection(now, path, lane, true);
             }
             TransportEvent::Down { conn, lane, path, reason } => {
@@ -112,9 +115,11 @@ impl Stream {
                 }
                 Err(error) => Some(error.to_string()),
             },
-            MessageKind::Resync | MessageKind::Mirror | MessageKind::Content | MessageKind::ContentRequest => {
-                Some("it belongs on the bulk lane".into())
-            }
+            MessageKind::Resync
+            | MessageKind::Mirror
+            | MessageKind::Content
+            | MessageKind::ContentRequest
+            | MessageKind::Packed => Some("it belongs on the bulk lane".into()),
         };
         if let Some(why) = malformed {
             tracing::error!(?channel, ?kind, why, "a malformed message: the lane is closed");

@@ -21,12 +21,12 @@ use crate::{
         events::{Event, rfc3339},
         status::{
             ConnectionStatus, Connections, DetectionStatus, DivergenceSummary, DsStatus, IoStatus, LastSwitch,
-            MirrorStatus, PeerStatus, Status, Warning,
+            MirrorStatus, PeerStatus, SocketStatus, Status, Warning,
         },
     },
     config::{Config, SecurityMode},
     mirror,
-    transport::Transport,
+    transport::{ConnInfo, Transport},
 };
 
 /// What the status is made of beside the core.
@@ -37,8 +37,8 @@ pub struct Parts<'a> {
     pub core: &'a CoreConfig,
     /// The lanes.
     pub transport: &'a Transport,
-    /// Path and mark of the bulk lane, while it is up.
-    pub bulk_lane: Option<(PathKind, u8)>,
+    /// The bulk lane's socket, while it is up.
+    pub bulk_lane: Option<&'a ConnInfo>,
     /// The mirror, as the bulk thread last said.
     pub mirror: &'a mirror::MirrorStatus,
     /// How IO is done.
@@ -82,17 +82,28 @@ pub fn file_blockers(status: &mirror::MirrorStatus) -> Vec<control::Blocker> {
 }
 
 fn connection(parts: &Parts<'_>, path: PathKind, status: PathStatus) -> ConnectionStatus {
-    let mark = |lane| {
-        let conn = parts.transport.conn(lane, path)?;
-        parts.transport.info(conn)?.dscp.map(|dscp| dscp.number())
-    };
-    let lanes =
-        [LaneKind::Ping, LaneKind::Ds].into_iter().filter_map(|lane| Some((lane.name().to_owned(), mark(lane)?)));
+    let own = |lane| parts.transport.info(parts.transport.conn(lane, path)?);
+    let bulk = parts.bulk_lane.filter(|info| info.path == path);
+    let infos: Vec<&ConnInfo> = own(LaneKind::Ping).into_iter().chain(own(LaneKind::Ds)).chain(bulk).collect();
+    let mark = |info: &&ConnInfo| Some((info.lane.name().to_owned(), info.dscp?.number()));
     ConnectionStatus {
         up: status.up,
         rtt_us: status.rtt.map(|rtt| u64::try_from(rtt.as_micros()).unwrap_or(u64::MAX)),
-        dscp: mark(LaneKind::Ping),
-        lanes: lanes.collect(),
+        dscp: own(LaneKind::Ping).and_then(|info| info.dscp).map(|dscp| dscp.number()),
+        lanes: infos.iter().filter_map(mark).collect(),
+        sockets: infos.iter().map(|info| (info.lane.name().to_owned(), socket(info))).collect(),
+    }
+}
+
+/// A lane's socket, as the API names it.
+fn socket(info: &ConnInfo) -> SocketStatus {
+    SocketStatus {
+        dscp: info.dscp.map(|dscp| dscp.number()),
+        priority: info.priority,
+        congestion: info.congestion.clone(),
+        user_timeout_ms: info.user_timeout_ms,
+        notsent_lowat_bytes: info.notsent_lowat_bytes,
+        pacing_bytes_per_s: info.pacing_bytes_per_s,
     }
 }
 
@@ -134,17 +145,10 @@ pub fn status(core: &CoreStatus, mut blockers: Vec<control::Blocker>, parts: &Pa
     warnings.extend_from_slice(parts.warnings);
     blockers.extend(parts.blockers.iter().cloned());
     let millis = |duration: std::time::Duration| u64::try_from(duration.as_millis()).unwrap_or(u64::MAX);
-    let mut connections = Connections {
+    let connections = Connections {
         main: connection(parts, PathKind::Main, core.paths[0]),
         aux: connection(parts, PathKind::Aux, core.paths[1]),
     };
-    if let Some((path, dscp)) = parts.bulk_lane {
-        let connection = match path {
-            PathKind::Main => &mut connections.main,
-            PathKind::Aux => &mut connections.aux,
-        };
-        connection.lanes.insert(LaneKind::Bulk.name().into(), dscp);
-    }
     Status {
         pair: config.pair.clone(),
         member: config.member.to_string(),

@@ -138,8 +138,14 @@ impl Stream {
         self.work_long(now);
         for _ in 0..super::REQUESTS_A_TURN {
             match self.requests.try_recv() {
-                Ok(Request::Write(request)) => self.write(request, now),
+                Ok(Request::Write(request)) => {
+                    if let Some(request) = self.linger.push(request, StdInstant::now()) {
+                        self.write(request, now);
+                    }
+                }
                 Ok(request) => {
+                    // In the order in which they came, as far as anybody can tell.
+                    self.write_lingering(!matches!(request, Request::Role(_)), now);
                     // The core must not hear of anything else while a numbered change is in the tree and in no frame.
                     if self.long.is_none() {
                         self.close_frame(now);
@@ -154,6 +160,7 @@ impl Stream {
                 }
             }
         }
+        self.write_lingering(false, now);
         if self.fill_parameters && self.node.status(now).is_some_and(|status| status.writable) {
             self.fill_parameters = false;
             self.write_initial_parameters(now);
@@ -161,6 +168,13 @@ impl Stream {
         // The frame of a transaction that goes on in the next turn stays open.
         if self.long.is_none() {
             self.close_frame(now);
+        }
+    }
+
+    /// Takes the writes that have waited for company long enough; `all`: every one.
+    fn write_lingering(&mut self, all: bool, now: Instant) {
+        for request in self.linger.take_due(StdInstant::now(), all) {
+            self.write(request, now);
         }
     }
 

@@ -18,7 +18,7 @@ use ringpair_core::{
 };
 use ringpair_wire::{
     codec::{Codec, Writer},
-    compress::{Compression, Compressor},
+    compress::{Compression, Compressor, Totals},
     ds::Change,
     frame_builder::FrameBuilder,
     id::{Epoch, HistoryId, Position, Version},
@@ -46,6 +46,15 @@ struct Waiting {
     reply: Reply<WriteDone>,
 }
 
+/// Frames closed so far, and the records in them.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct FrameCounts {
+    /// Frames.
+    pub frames: u64,
+    /// Records.
+    pub records: u64,
+}
+
 /// Records of one write, encoded back to back, and what they change.
 #[derive(Debug, Default, PartialEq, Eq)]
 pub struct Encoded {
@@ -60,6 +69,7 @@ pub struct Writes {
     compressor: Compressor,
     max_bytes: usize,
     max_records: usize,
+    closed: FrameCounts,
     next_token: u64,
     waiting: HashMap<WriteToken, Waiting>,
     deadlines: BinaryHeap<Reverse<(StdInstant, WriteToken)>>,
@@ -124,10 +134,23 @@ impl Writes {
             compressor: Compressor::new(compression),
             max_bytes,
             max_records,
+            closed: FrameCounts::default(),
             next_token: 0,
             waiting: HashMap::new(),
             deadlines: BinaryHeap::new(),
         }
+    }
+
+    /// Bytes of payloads before and after compression, so far.
+    #[must_use]
+    pub const fn compression(&self) -> Totals {
+        self.compressor.totals()
+    }
+
+    /// Frames closed so far.
+    #[must_use]
+    pub const fn closed(&self) -> FrameCounts {
+        self.closed
     }
 
     /// A token that no write has had.
@@ -154,11 +177,12 @@ impl Writes {
     /// As [`append`](Self::append), only the records with these indices: a long write goes piece by piece.
     pub fn append_part(&mut self, encoded: &Encoded, part: Range<usize>, mut closed: impl FnMut(Closed)) {
         let Some(builder) = &mut self.builder else { return };
+        let counts = &mut self.closed;
         for record in encoded.records(part) {
             let full = !builder.is_empty()
                 && (builder.plain_bytes() + record.len() > self.max_bytes || builder.len() >= self.max_records);
             if full || builder.push_encoded(record).is_err() {
-                seal(builder, &mut self.compressor).into_iter().for_each(&mut closed);
+                seal(builder, &mut self.compressor, counts).into_iter().for_each(&mut closed);
                 let pushed = builder.push_encoded(record);
                 debug_assert!(pushed.is_ok(), "an empty frame takes any record that was measured: {pushed:?}");
             }
@@ -172,7 +196,7 @@ impl Writes {
 
     /// Seals the frame being filled, if it holds anything.
     pub fn close(&mut self) -> Option<Closed> {
-        seal(self.builder.as_mut()?, &mut self.compressor)
+        seal(self.builder.as_mut()?, &mut self.compressor, &mut self.closed)
     }
 
     /// Whether nothing is numbered that is in no frame.
@@ -233,9 +257,11 @@ impl Writes {
     }
 }
 
-fn seal(builder: &mut FrameBuilder, compressor: &mut Compressor) -> Option<Closed> {
-    let mut bytes = Vec::new();
+fn seal(builder: &mut FrameBuilder, compressor: &mut Compressor, counts: &mut FrameCounts) -> Option<Closed> {
+    let (mut bytes, records) = (Vec::new(), builder.len());
     let end = builder.finish_into(compressor, &mut bytes)?;
+    counts.frames += 1;
+    counts.records += records as u64;
     Some(Closed { bytes: Shared::from(bytes), end })
 }
 
@@ -258,4 +284,49 @@ pub fn failure(refusal: Refusal) -> Failure {
 #[must_use]
 pub fn epoch_record(epoch: Epoch, after: Position, reason: &str) -> Option<EpochRecord> {
     Some(EpochRecord { epoch, member: epoch.owner()?, previous: after, reason: reason.into() })
+}
+
+#[cfg(test)]
+mod tests {
+    use ringpair_wire::{ds::DsPath, frame::CheckedFrame};
+
+    use super::*;
+
+    fn changes(count: usize) -> Vec<Change> {
+        let path = |number| DsPath::parse(&format!("/CONFIG/Users/user{number:04}")).unwrap();
+        (0..count).map(|number| Change::Remove { path: path(number) }).collect()
+    }
+
+    fn writes(max_bytes: usize, max_records: usize) -> Writes {
+        let mut writes = Writes::new(max_bytes, max_records, Compression::Off);
+        let after = Position::default();
+        let epoch = Epoch(Epoch::BASE + 1);
+        writes.begin_epoch(HistoryId([1; 16]), epoch_record(epoch, after, "test").unwrap(), after).unwrap();
+        writes
+    }
+
+    /// How many records each frame of so many writes has.
+    fn frames(mut writes: Writes, count: usize) -> Vec<usize> {
+        let mut closed = Vec::new();
+        for change in changes(count) {
+            writes.append(&Encoded::of(&[change]).unwrap(), |frame| closed.push(frame));
+        }
+        closed.extend(writes.close());
+        let counts: Vec<usize> =
+            closed.iter().map(|frame| CheckedFrame::check(&frame.bytes).unwrap().header().count()).collect();
+        let total = writes.closed();
+        assert_eq!((total.frames, total.records), (counts.len() as u64 + 1, count as u64 + 1), "with the epoch's own");
+        counts
+    }
+
+    #[test]
+    fn a_frame_is_closed_at_the_records_or_bytes_set() {
+        assert_eq!(frames(writes(65_536, 10), 25), [10, 10, 5]);
+        assert_eq!(frames(writes(65_536, 1), 3), [1, 1, 1]);
+        let record = Encoded::of(&changes(1)).unwrap().len();
+        let by_bytes = frames(writes(10 * record, 4096), 25);
+        assert_eq!(by_bytes.iter().sum::<usize>(), 25);
+        assert!(by_bytes[..by_bytes.len() - 1].iter().all(|count| (8..=10).contains(count)), "{by_bytes:?}");
+        assert_eq!(frames(writes(65_536, 4096), 25), [25], "what comes together shares a frame");
+    }
 }

@@ -47,8 +47,8 @@ use self::{
 pub use self::{
     table::Detached,
     types::{
-        ConnId, ConnInfo, DownReason, LaneOptions, PathAddress, Protection, SendError, StrangerLimits, TransportConfig,
-        TransportEvent, TransportStats,
+        ConnId, ConnInfo, DownReason, LaneOptions, PathAddress, Protection, SendError, StrangerLimits, TcpState,
+        TransportConfig, TransportEvent, TransportStats,
     },
 };
 use crate::{
@@ -250,6 +250,18 @@ impl Transport {
     #[must_use]
     pub fn info(&self, conn: ConnId) -> Option<&ConnInfo> {
         self.table.get(conn)?.info.as_deref()
+    }
+
+    /// What TCP measured of a connection that is up.
+    #[must_use]
+    pub fn tcp(&self, conn: ConnId) -> Option<TcpState> {
+        socket::tcp_state(&self.table.get(conn).filter(|conn| conn.state == State::Up)?.fd)
+    }
+
+    /// The options of a lane.
+    #[must_use]
+    pub const fn options(&self, lane: LaneKind) -> &LaneOptions {
+        self.config.lane(lane)
     }
 
     /// Queues a message of several parts, copied. It leaves with the next [`pump`](Self::pump).

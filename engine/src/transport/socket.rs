@@ -9,19 +9,20 @@ use std::{
     io,
     net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr, TcpListener, UdpSocket},
     os::fd::{AsFd, OwnedFd},
+    time::Duration,
 };
 
 use nix::{
     errno::Errno,
     getsockopt_impl, setsockopt_impl, sockopt_impl,
     sys::socket::{
-        AddressFamily, Backlog, MsgFlags, SetSockOpt as _, SockFlag, SockType, SockaddrLike, SockaddrStorage, bind,
-        getpeername, getsockname, getsockopt, listen, setsockopt, socket, sockopt,
+        AddressFamily, Backlog, GetSockOpt as _, MsgFlags, SetSockOpt as _, SockFlag, SockType, SockaddrLike,
+        SockaddrStorage, bind, getpeername, getsockname, getsockopt, listen, setsockopt, socket, sockopt,
     },
 };
 use ringpair_wire::{dscp::Dscp, lane::PathKind};
 
-use super::types::{LaneOptions, PathAddress};
+use super::types::{LaneOptions, PathAddress, TcpState};
 
 sockopt_impl!(
     /// How many unsent bytes a TCP socket takes before it says that it is full.
@@ -41,6 +42,18 @@ sockopt_impl!(
     u64
 );
 
+/// The head of the kernel's `tcp_info`, which only grows at its end.
+const TCP_INFO_BYTES: usize = 168;
+
+sockopt_impl!(
+    /// What TCP measured, as the kernel lays it out.
+    TcpInfo,
+    GetOnly,
+    libc::IPPROTO_TCP,
+    libc::TCP_INFO,
+    [u8; TCP_INFO_BYTES]
+);
+
 /// How many connections may wait for `accept`; the host's own bound (`net.core.somaxconn`) applies below it.
 const BACKLOG: i32 = 4096;
 
@@ -53,6 +66,12 @@ pub(super) struct Marks {
     pub priority: Option<u8>,
     /// TCP_CONGESTION.
     pub congestion: Option<String>,
+    /// TCP_USER_TIMEOUT in milliseconds.
+    pub user_timeout_ms: Option<u32>,
+    /// TCP_NOTSENT_LOWAT in bytes, where one was set.
+    pub notsent_lowat_bytes: Option<u32>,
+    /// SO_MAX_PACING_RATE in bytes a second, where one was set.
+    pub pacing_bytes_per_s: Option<u64>,
 }
 
 /// Makes a socket to dial with: marked and tuned before the first packet.
@@ -111,7 +130,7 @@ pub(super) fn tune(fd: &impl AsFd, options: &LaneOptions) {
     }
 }
 
-/// Reads mark, priority and congestion control back.
+/// Reads back what was set.
 pub(super) fn read_back(fd: &impl AsFd) -> Marks {
     let tos = if is_ipv6(fd) && !has_mapped_peer(fd) {
         getsockopt(fd, sockopt::Ipv6TClass)
@@ -123,7 +142,24 @@ pub(super) fn read_back(fd: &impl AsFd) -> Marks {
     let congestion = getsockopt(fd, sockopt::TcpCongestion)
         .ok()
         .map(|name| name.to_string_lossy().trim_end_matches('\0').to_owned());
-    Marks { dscp, priority, congestion }
+    let user_timeout_ms = getsockopt(fd, sockopt::TcpUserTimeout).ok();
+    let notsent_lowat_bytes = TcpNotsentLowat.get(fd).ok().filter(|bytes| *bytes > 0 && *bytes < u32::MAX);
+    let pacing_bytes_per_s = MaxPacingRate.get(fd).ok().filter(|rate| *rate > 0 && *rate < u64::MAX);
+    Marks { dscp, priority, congestion, user_timeout_ms, notsent_lowat_bytes, pacing_bytes_per_s }
+}
+
+/// What TCP measured; `None` where the kernel does not say.
+pub(super) fn tcp_state(fd: &impl AsFd) -> Option<TcpState> {
+    let info = TcpInfo.get(fd).ok()?;
+    let u32_at = |offset: usize| info.get(offset..)?.first_chunk().map(|bytes| u64::from(u32::from_ne_bytes(*bytes)));
+    let u64_at = |offset: usize| info.get(offset..)?.first_chunk().map(|bytes| u64::from_ne_bytes(*bytes));
+    // By offset in `struct tcp_info`: tcpi_last_ack_recv, tcpi_rtt, tcpi_min_rtt, tcpi_delivery_rate.
+    Some(TcpState {
+        last_ack: Duration::from_millis(u32_at(56)?),
+        rtt: Duration::from_micros(u32_at(68)?),
+        min_rtt: Duration::from_micros(u32_at(148)?),
+        delivery_bytes_per_s: u64_at(160)?,
+    })
 }
 
 /// Lets as many connections wait for `accept` as the host allows: where the backlog overflows, the peer's SYN is lost

@@ -107,7 +107,12 @@ impl LaneOptions {
             priority,
             congestion: (lane != LaneKind::Ping).then(|| "cubic".into()),
             user_timeout: Duration::from_millis(if lane == LaneKind::Bulk { 10_000 } else { 2_000 }),
-            notsent_lowat_bytes: (lane == LaneKind::Ds).then_some(128 << 10),
+            // What is not sent yet waits here, where a later message of more weight passes it.
+            notsent_lowat_bytes: match lane {
+                LaneKind::Ping => None,
+                LaneKind::Ds => Some(128 << 10),
+                LaneKind::Bulk => Some(1 << 20),
+            },
             pacing_bytes_per_s: None,
             queue_max_bytes,
             receive_bytes,
@@ -126,6 +131,29 @@ impl LaneOptions {
             }
         };
         Self { dscp_main: dscp, dscp_aux: dscp, congestion, pacing_bytes_per_s, ..Self::default_for(lane) }
+    }
+
+    /// What the socket behind `info` refused of these options, in words; empty: it is as it should be (REP-304, REP-308).
+    #[must_use]
+    pub fn refused(&self, info: &ConnInfo) -> String {
+        let mut refused = Vec::new();
+        let mut compare = |what: &str, wanted: Option<String>, got: Option<String>| {
+            if let Some(wanted) = wanted
+                && got.as_ref() != Some(&wanted)
+            {
+                refused.push(format!("{what} is {}, not {wanted}", got.as_deref().unwrap_or("not set")));
+            }
+        };
+        let text = |value: Option<u64>| value.map(|value| value.to_string());
+        compare("DSCP", Some(self.dscp(info.path).to_string()), info.dscp.map(|dscp| dscp.to_string()));
+        compare("SO_PRIORITY", Some(self.priority.to_string()), info.priority.map(|priority| priority.to_string()));
+        compare("TCP_CONGESTION", self.congestion.clone(), info.congestion.clone());
+        let timeout_ms = u64::try_from(self.user_timeout.as_millis()).ok();
+        compare("TCP_USER_TIMEOUT", text(timeout_ms), text(info.user_timeout_ms.map(u64::from)));
+        let lowat = |bytes: Option<u32>| text(bytes.map(u64::from));
+        compare("TCP_NOTSENT_LOWAT", lowat(self.notsent_lowat_bytes), lowat(info.notsent_lowat_bytes));
+        compare("SO_MAX_PACING_RATE", text(self.pacing_bytes_per_s), text(info.pacing_bytes_per_s));
+        refused.join(", ")
     }
 
     /// The mark of this lane on `path`.
@@ -289,12 +317,31 @@ pub struct ConnInfo {
     pub priority: Option<u8>,
     /// TCP_CONGESTION read back.
     pub congestion: Option<String>,
+    /// TCP_USER_TIMEOUT read back, in milliseconds.
+    pub user_timeout_ms: Option<u32>,
+    /// TCP_NOTSENT_LOWAT read back, in bytes; `None`: the system's.
+    pub notsent_lowat_bytes: Option<u32>,
+    /// SO_MAX_PACING_RATE read back, in bytes a second; `None`: unlimited.
+    pub pacing_bytes_per_s: Option<u64>,
     /// Whether TLS protects it.
     pub tls: bool,
     /// SHA-256 of the peer's certificate (OPS-093).
     pub peer_fingerprint: Option<String>,
     /// The protocol version that both speak.
     pub version: u16,
+}
+
+/// What TCP measured of a connection.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct TcpState {
+    /// The smoothed round trip.
+    pub rtt: Duration,
+    /// The least round trip of late (`net.ipv4.tcp_min_rtt_wlen`).
+    pub min_rtt: Duration,
+    /// How long ago the last acknowledgement came.
+    pub last_ack: Duration,
+    /// How fast the peer's host acknowledged of late; 0: not known.
+    pub delivery_bytes_per_s: u64,
 }
 
 /// What happened.
