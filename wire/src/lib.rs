@@ -5,6 +5,7 @@
 #![forbid(unsafe_code)]
 
 pub mod checksum;
+pub mod client;
 pub mod codec;
 pub mod compress;
 pub mod control;
