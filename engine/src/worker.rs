@@ -141,7 +141,7 @@ fn control_thread(
             }
             let _ = events.flush();
         };
-        tokio::join!(serve(listeners, api::router(backend), stopped), log).0
+        tokio::join!(serve(listeners, backend.clone(), api::router(backend), stopped), log).0
     };
     // tokio-uring needs io_uring as the loops do: where they cannot have it, neither can it.
     if driver == "io_uring" {
@@ -227,6 +227,7 @@ fn stream_thread(
         status: status.clone(),
         events: opened.events.clone(),
         default_ack: config.ack.level,
+        limits: stream::native_limits(config.member),
         wake: Box::new({
             let waker = waker.clone();
             move || waker.wake()

@@ -91,6 +91,13 @@ impl Acks {
         self.len += 1;
     }
 
+    /// Lets the write that waits last for `level`, if it is this one and `first` comes next after it, end with `last`.
+    pub fn extend(&mut self, token: WriteToken, first: Seq, last: Seq, level: AckLevel) -> bool {
+        let newest = self.queues[level as usize].back_mut();
+        let newest = newest.filter(|pending| pending.token == token && pending.last.0 + 1 == first.0);
+        newest.map(|pending| pending.last = last).is_some()
+    }
+
     /// Takes the next write that may be answered in `mode`: lowest level first.
     pub fn next(
         &mut self,
@@ -187,6 +194,19 @@ mod tests {
         assert_eq!(said.len(), 5);
         let said = levels(&mut one_of_each(), &all, Mode::Alone { block: true });
         assert!(said[2..].iter().all(|(_, said)| *said == WriteOutcome::NotReached(AckLevel::Local)));
+    }
+
+    #[test]
+    fn a_write_that_grew_is_answered_with_its_last_record_only() {
+        let mut acks = Acks::default();
+        acks.push(WriteToken(1), Seq(10), AckLevel::Durable);
+        assert!(!acks.extend(WriteToken(2), Seq(11), Seq(11), AckLevel::Durable), "another write");
+        assert!(!acks.extend(WriteToken(1), Seq(12), Seq(12), AckLevel::Durable), "a record of another's in between");
+        assert!(!acks.extend(WriteToken(1), Seq(11), Seq(11), AckLevel::Local), "another level");
+        assert!(acks.extend(WriteToken(1), Seq(11), Seq(12), AckLevel::Durable));
+        assert!(levels(&mut acks, &progress(12, 12, 12, 11, 11), Mode::Pair).is_empty());
+        assert_eq!(levels(&mut acks, &progress(12, 12, 12, 12, 12), Mode::Pair).len(), 1);
+        assert!(acks.is_empty());
     }
 
     #[test]

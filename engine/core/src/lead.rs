@@ -91,6 +91,20 @@ impl Node {
         Ok(Admission { epoch: office.epoch, first, last })
     }
 
+    pub(crate) fn on_extend(&mut self, token: WriteToken, records: u32, level: AckLevel) -> Option<Admission> {
+        if self.refuses_writes().is_some() || records == 0 {
+            return None;
+        }
+        let office = self.office.as_mut()?;
+        let first = office.next_seq;
+        let last = Seq(first.0 + u64::from(records) - 1);
+        if !office.acks.extend(token, first, last, level) {
+            return None;
+        }
+        office.next_seq = Seq(last.0 + 1);
+        Some(Admission { epoch: office.epoch, first, last })
+    }
+
     fn refuses_writes(&self) -> Option<Refusal> {
         let Some(office) = &self.office else { return Some(self.not_active()) };
         let reason = if !office.serving {

@@ -322,6 +322,13 @@ impl Node {
         admitted
     }
 
+    /// Adds `records` records (at least 1) to the write that was admitted last, in the same turn of its caller: they get
+    /// the next numbers, and the write is answered when the last of them has reached its level. `None`: it is to be
+    /// admitted as another write (and is then told why not).
+    pub fn extend(&mut self, token: WriteToken, records: u32, level: AckLevel) -> Option<Admission> {
+        self.on_extend(token, records, level)
+    }
+
     /// A frame of admitted records (or of the epoch record) is encoded, in order: its bytes go to the journal and the
     /// peer now.
     pub fn frame_closed(&mut self, now: Instant, frame: &FrameMeta) {

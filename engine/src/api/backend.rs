@@ -5,6 +5,7 @@
 //! recognised by its closed reply and may be dropped. Must never: decide anything about roles here.
 
 use std::{
+    os::fd::OwnedFd,
     path::PathBuf,
     sync::Arc,
     time::{Duration, Instant},
@@ -12,6 +13,7 @@ use std::{
 
 use crossbeam::channel::{Receiver, Sender, TrySendError, bounded};
 use ringpair_wire::{
+    client::Limits,
     ds::DsPath,
     id::{AckLevel, Version},
 };
@@ -120,6 +122,8 @@ pub enum Request {
     Write(WriteRequest),
     /// Which role this member has *now*: the lease is checked before the answer (protocol §4).
     Role(Reply<RoleAnswer>),
+    /// A connection of a native client whose credentials were checked: the stream thread serves it.
+    Native(OwnedFd),
     /// Controlled or forced switchover (protocol §9). On a backup it is forwarded.
     Switch(SwitchRequest),
     /// Automatic switching on or off, for the pair, persisted.
@@ -378,6 +382,8 @@ pub struct Parts {
     pub events: EventLog,
     /// The level that a writer gets who names none (`[ack] level`).
     pub default_ack: AckLevel,
+    /// What a native client is told of this member.
+    pub limits: Limits,
     /// Wakes the stream thread after a request was queued; called from any thread, never blocks.
     pub wake: Box<dyn Fn() + Send + Sync>,
 }
@@ -409,6 +415,12 @@ impl Backend {
     #[must_use]
     pub fn content(&self) -> &ContentStore {
         &self.0.parts.content
+    }
+
+    /// What a native client is told first.
+    #[must_use]
+    pub fn limits(&self) -> Limits {
+        self.0.parts.limits
     }
 
     /// What diverged.

@@ -6,7 +6,7 @@
 
 pub mod auth;
 pub mod backend;
-mod ds;
+pub(crate) mod ds;
 pub mod events;
 mod http;
 mod metrics;

@@ -1,4 +1,5 @@
-//! Accepts connections on the Unix socket and on TCP, and serves the router on each.
+//! Accepts connections on the Unix socket and on TCP, and serves the router on each; a connection on the Unix socket
+//! whose first byte no HTTP request has is a native client's, and goes to the stream thread.
 //!
 //! Always holds: connections, header bytes, header counts and the time that a header may take are bounded, TCP and Unix
 //! apart, so that neither can lock out the other. Malformed HTTP gets 400 or a closed connection. Must never: serve a
@@ -8,9 +9,12 @@ use std::{
     convert::Infallible,
     fs, io,
     net::{SocketAddr, TcpListener as StdTcpListener},
-    os::unix::{
-        fs::{FileTypeExt, PermissionsExt},
-        net::{UnixListener as StdUnixListener, UnixStream as StdUnixStream},
+    os::{
+        fd::AsRawFd,
+        unix::{
+            fs::{FileTypeExt, PermissionsExt},
+            net::{UnixListener as StdUnixListener, UnixStream as StdUnixStream},
+        },
     },
     path::Path,
     sync::Arc,
@@ -25,15 +29,17 @@ use axum::{
 };
 use hyper::{body::Incoming, server::conn::http1, service::service_fn};
 use hyper_util::rt::{TokioIo, TokioTimer};
+use nix::sys::socket::{MsgFlags, recv};
+use ringpair_wire::client::{self, Answer, FailureCode, Greeting};
 use tokio::{
-    io::{AsyncRead, AsyncWrite},
-    net::{TcpListener, UnixListener},
+    io::{AsyncRead, AsyncWrite, Interest},
+    net::{TcpListener, UnixListener, UnixStream},
     sync::{Semaphore, watch},
 };
 
 use super::{
     auth::{SocketRule, Token},
-    backend::Origin,
+    backend::{Backend, Origin, Request as BackendRequest},
     http::error,
 };
 
@@ -47,6 +53,9 @@ pub const MAX_HEAD_BYTES: usize = 32 << 10;
 pub const MAX_HEADERS: usize = 64;
 /// A request's head must be complete within this; so must the next one on an idle connection.
 pub const HEAD_WITHIN: Duration = Duration::from_secs(10);
+
+/// What a caller hears on the Unix socket who may not use it.
+const FORBIDDEN: &str = "only root and members of api.group may use this socket. Try: sudo, or joining the group";
 
 /// Where the API listens.
 pub struct Listeners {
@@ -98,7 +107,12 @@ pub fn bind_tcp(address: SocketAddr) -> io::Result<StdTcpListener> {
 ///
 /// # Errors
 /// Handing the listeners to the runtime. What happens on one connection ends that connection only.
-pub async fn serve(listeners: Listeners, router: Router, stop: watch::Receiver<bool>) -> io::Result<()> {
+pub async fn serve(
+    listeners: Listeners,
+    backend: Backend,
+    router: Router,
+    stop: watch::Receiver<bool>,
+) -> io::Result<()> {
     let (unix, rule) = listeners.unix;
     unix.set_nonblocking(true)?;
     let unix = UnixListener::from_std(unix)?;
@@ -114,7 +128,7 @@ pub async fn serve(listeners: Listeners, router: Router, stop: watch::Receiver<b
             serve_tcp(listener, token, router.clone(), stop.clone()).await;
         }
     };
-    tokio::join!(serve_unix(unix, rule, router.clone(), stop.clone()), tcp_loop);
+    tokio::join!(serve_unix(unix, rule, backend, router.clone(), stop.clone()), tcp_loop);
     Ok(())
 }
 
@@ -124,7 +138,13 @@ async fn stopped(stop: &mut watch::Receiver<bool>) {
     let _ = stop.wait_for(|stop| *stop).await;
 }
 
-async fn serve_unix(listener: UnixListener, rule: SocketRule, router: Router, mut stop: watch::Receiver<bool>) {
+async fn serve_unix(
+    listener: UnixListener,
+    rule: SocketRule,
+    backend: Backend,
+    router: Router,
+    mut stop: watch::Receiver<bool>,
+) {
     let permits = Arc::new(Semaphore::new(MAX_UNIX_CONNECTIONS));
     loop {
         let accepted = tokio::select! {
@@ -132,15 +152,49 @@ async fn serve_unix(listener: UnixListener, rule: SocketRule, router: Router, mu
             accepted = accept(&permits, listener.accept()) => accepted,
         };
         let Some((permit, (stream, _))) = accepted else { continue };
-        let (router, rule, stop) = (router.clone(), rule.clone(), stop.clone());
+        let (router, backend, rule, stop) = (router.clone(), backend.clone(), rule.clone(), stop.clone());
         tokio::spawn(async move {
             let peer = stream.peer_cred().ok();
             let permitted = peer.is_some_and(|peer| rule.permits(peer.uid(), peer.gid()));
             let origin = Origin { uid: peer.map(|peer| peer.uid()), from: "unix".into() };
-            let gate = if permitted { Gate::Open } else { Gate::Forbidden };
-            connection(stream, gate, origin, router, stop).await;
+            match tokio::time::timeout(HEAD_WITHIN, is_native(&stream)).await {
+                Ok(Ok(true)) => hand_over(stream, permitted, &backend),
+                Ok(Ok(false)) => {
+                    let gate = if permitted { Gate::Open } else { Gate::Forbidden };
+                    connection(stream, gate, origin, router, stop).await;
+                }
+                // Nobody is there to be told.
+                Ok(Err(_)) | Err(_) => {}
+            }
             drop(permit);
         });
+    }
+}
+
+/// Whether a client speaks the native protocol: by its first byte, which is looked at and left.
+async fn is_native(stream: &UnixStream) -> io::Result<bool> {
+    let mut first = [0];
+    let peek = || recv(stream.as_raw_fd(), &mut first, MsgFlags::MSG_PEEK).map_err(io::Error::from);
+    let got = stream.async_io(Interest::READABLE, peek).await?;
+    Ok(got == 1 && first == client::MAGIC[..1])
+}
+
+/// Gives a native client's connection to the stream thread; one who may not use the socket is told so instead.
+fn hand_over(stream: UnixStream, permitted: bool, backend: &Backend) {
+    let refused = |stream: &UnixStream, code, message: &str| {
+        let mut bytes = Greeting { versions: client::VERSIONS, member: Some(backend.limits()) }.to_bytes();
+        Answer::Goodbye { code, message: message.into() }.encode(&mut bytes);
+        // Whoever does not take it at once finds a closed connection.
+        let _ = stream.try_write(&bytes);
+    };
+    if !permitted {
+        return refused(&stream, FailureCode::Forbidden, FORBIDDEN);
+    }
+    // A ring would answer a receive on a non-blocking socket at once, with nothing.
+    let fd = stream.into_std().and_then(|stream| stream.set_nonblocking(false).map(|()| stream.into()));
+    if let Ok(fd) = fd {
+        // Where too much waits, or the member ends, the connection is closed: the client comes again.
+        let _ = backend.send(BackendRequest::Native(fd));
     }
 }
 
@@ -227,7 +281,7 @@ async fn answer(
         Gate::Forbidden => Some(error(
             StatusCode::FORBIDDEN,
             "forbidden",
-            "only root and members of api.group may use this socket. Try: sudo, or joining the group",
+            FORBIDDEN,
         )),
         Gate::Token(token) => {
             let path = request.uri().path();

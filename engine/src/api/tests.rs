@@ -74,6 +74,7 @@ impl Member {
             status: status.clone(),
             events: events.clone(),
             default_ack: AckLevel::Durable,
+            limits: crate::stream::native_limits(ringpair_wire::id::MemberId::A),
             wake: Box::new(|| {}),
         });
         let rule = SocketRule::new(None).expect("a rule");
@@ -86,7 +87,7 @@ impl Member {
         let server = std::thread::spawn(move || {
             let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().expect("a runtime");
             let listeners = Listeners { unix: (unix, rule), tcp: Some((tcp, Token::new(TOKEN))) };
-            runtime.block_on(serve(listeners, super::router(backend), stopped)).expect("served");
+            runtime.block_on(serve(listeners, backend.clone(), super::router(backend), stopped)).expect("served");
         });
         Self { dir, tcp: address, behaviour, events, status, stop, threads: vec![server, responder] }
     }
@@ -231,6 +232,7 @@ fn respond(mut tree: Tree, how: &Behaviour, requests: &crossbeam::channel::Recei
                 let path = String::from_utf8_lossy(&path).into_owned();
                 let _ = reply.send(Ok(MirrorTest { path, mirrored: false, rule: "MirrorExceptions".into() }));
             }
+            Request::Native(fd) => drop(fd),
             Request::Stop(reply) => drop(reply.send(Ok(()))),
         }
     }

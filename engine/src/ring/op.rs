@@ -35,6 +35,9 @@ impl Token {
     /// Owner of the file mirror's operations.
     pub const MIRROR: u8 = 4;
 
+    /// Owner of the native clients' operations.
+    pub const CLIENTS: u8 = 5;
+
     /// A token of `owner` with a `kind` and an `index` that the owner chooses, and tag 0.
     #[must_use]
     pub const fn new(owner: u8, kind: u8, index: u32) -> Self {

@@ -18,7 +18,7 @@ use ringpair_wire::{
     lane::{MessageKind, PathKind},
 };
 
-use super::{Ending, Stream, applier::meta_of, jobs::Done, report, writes};
+use super::{Ending, Stream, applier::meta_of, jobs::Done, native, report, writes};
 use crate::{
     api::events::Event,
     bulk::link::BulkCommand,
@@ -47,7 +47,10 @@ impl Stream {
             Effect::DialNow => self.lanes.hurry(),
             Effect::Answer { write, version: _, outcome } => {
                 let may_answer = self.node.may_answer(super::now());
-                self.writes.answer(write, outcome, may_answer);
+                match native::is_native(write) {
+                    true => self.native.answer(write, outcome, may_answer),
+                    false => self.writes.answer(write, outcome, may_answer),
+                }
             }
             Effect::CommandDone { command, result } => self.command_done(command, result),
             Effect::CreateHistory { history } => self.create_history(history, now),

@@ -16,6 +16,7 @@ mod jobs;
 mod lanes;
 mod linger;
 mod long;
+mod native;
 mod publish;
 mod receive;
 mod report;
@@ -44,7 +45,9 @@ use ringpair_wire::{
     lane::PathKind,
 };
 
-pub use self::{applier::Applier, changes::Changes, clock::now, storage::ControlWriter};
+pub use self::{
+    applier::Applier, changes::Changes, clock::now, native::limits as native_limits, storage::ControlWriter,
+};
 use self::{feed::Feed, jobs::Jobs, lanes::Lanes, linger::Linger, requests::Pending, verify::Verifier, writes::Writes};
 use crate::{
     api::{
@@ -155,6 +158,8 @@ pub struct Stream {
     feed: Feed,
     writes: Writes,
     linger: Linger,
+    /// Clients that speak the native protocol.
+    native: native::Native,
     /// A transaction of many changes that is being prepared, and the writes that wait behind it.
     long: Option<long::Long>,
     held: VecDeque<WriteRequest>,
@@ -255,6 +260,7 @@ impl Stream {
             feed: Feed::new(parts.journal.reader()),
             awaiting: awaiting::Awaiting::default(),
             linger: Linger::new(batch.linger, batch.max_bytes as usize, batch.max_records as usize),
+            native: native::Native::default(),
             long: None,
             held: VecDeque::new(),
             pending: Pending::default(),
@@ -339,9 +345,12 @@ impl Stream {
     fn say_the_last_words(&mut self) {
         let deadline = StdInstant::now() + LAST_WORDS_WITHIN;
         let mut completions = Vec::new();
-        while StdInstant::now() < deadline && !self.lanes.conns().all(|conn| self.transport.is_drained(conn)) {
+        let is_drained =
+            |stream: &Self| stream.lanes.conns().all(|conn| stream.transport.is_drained(conn)) && stream.native.is_drained();
+        while StdInstant::now() < deadline && !is_drained(self) {
             self.feed_peer(now());
             self.pump_transport();
+            self.native.pump(&mut self.driver);
             if self.driver.turn(Some(Duration::from_millis(1)), &mut completions).is_err() {
                 return;
             }
@@ -382,6 +391,7 @@ impl Stream {
         self.housekeeping(now);
         self.dial(now);
         self.pump_transport();
+        self.native.pump(&mut self.driver);
         self.journal.pump(&mut self.driver);
         self.control.pump(&mut self.driver);
         if let Some(failed) = self.control.take_failure() {
@@ -416,6 +426,7 @@ impl Stream {
             self.transport.next_timeout(std_now),
             self.writes.next_timeout(std_now),
             self.linger.next_timeout(std_now),
+            self.native.next_timeout(std_now),
             self.pending.next_timeout(std_now),
             self.verifier.next_timeout(std_now),
             // The supervisor must hear of a turn every H.
@@ -432,6 +443,7 @@ impl Stream {
             || self.has_long_work()
             || (self.long.is_none() && !self.held.is_empty())
             || !self.requests.is_empty()
+            || self.native.has_work()
             || self.applier.can_apply(self.applicable())
     }
 
@@ -443,6 +455,7 @@ impl Stream {
     fn complete(&mut self, completion: Completion, now: Instant) {
         match completion.token.owner() {
             Token::TRANSPORT => self.transport.on_completion(&mut self.driver, completion, StdInstant::now()),
+            Token::CLIENTS => self.native.complete(completion),
             Token::JOURNAL => {
                 let mut events = std::mem::take(&mut self.journal_events);
                 self.journal.on_completion(completion, &mut events);
@@ -537,6 +550,7 @@ impl Stream {
     fn housekeeping(&mut self, now: Instant) {
         let std_now = StdInstant::now();
         self.writes.expire(std_now);
+        self.native.expire(std_now);
         self.pending.expire(std_now);
         self.verifier.expire(std_now);
         self.checkpoint(now);

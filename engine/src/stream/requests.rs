@@ -10,19 +10,19 @@ use std::{
 
 use ringpair_core::{
     Instant,
-    input::{Command, CommandToken, Refusal},
+    input::{Admission, Command, CommandToken, Refusal},
     status::Status,
 };
 use ringpair_wire::{
     control::Role,
-    ds::{DsPath, Value},
+    ds::{Change, DsPath, Value},
     id::{AckLevel, Position, Version},
     mirror::{Kind, MirrorPath, Problem},
 };
 use tokio::sync::oneshot;
 
 use super::{
-    BulkWork, Stream, long, report,
+    BulkWork, Stream, long, native, report,
     writes::{self, Encoded},
 };
 use crate::{
@@ -161,6 +161,7 @@ impl Stream {
             }
         }
         self.write_lingering(false, now);
+        self.take_native(now);
         if self.fill_parameters && self.node.status(now).is_some_and(|status| status.writable) {
             self.fill_parameters = false;
             self.write_initial_parameters(now);
@@ -233,14 +234,8 @@ impl Stream {
             Ok(encoded) => encoded,
             Err(failure) => return Err((reply, failure)),
         };
-        if self.journal.is_short(encoded.len()) {
-            return Err((reply, self.no_room()));
-        }
-        if self.journal.pending_bytes() > super::APPEND_BELOW_BYTES {
-            return Err((reply, Failure::Busy { retry_after_s: 1 }));
-        }
-        if self.applier.lost_of(&changes) > 0 {
-            return Err((reply, Failure::Busy { retry_after_s: 1 }));
+        if let Err(failure) = self.room_for(&encoded, &changes) {
+            return Err((reply, failure));
         }
         let token = self.writes.token();
         let records = u32::try_from(changes.len()).unwrap_or(u32::MAX);
@@ -249,19 +244,40 @@ impl Stream {
             Err(refusal) => return Err((reply, writes::failure(refusal))),
         };
         self.writes.wait(token, admission, deadline, reply);
+        self.take_in(admission, &encoded, &changes, now);
+        Ok(())
+    }
+
+    /// Whether a write of this size can be taken now.
+    ///
+    /// # Errors
+    /// [`Failure::NoRoom`], [`Failure::Busy`]; nothing was changed.
+    pub(super) fn room_for(&self, encoded: &Encoded, changes: &[Change]) -> Result<(), Failure> {
+        if self.journal.is_short(encoded.len()) {
+            return Err(self.no_room());
+        }
+        if self.journal.pending_bytes() > super::APPEND_BELOW_BYTES || self.applier.lost_of(changes) > 0 {
+            return Err(Failure::Busy { retry_after_s: 1 });
+        }
+        Ok(())
+    }
+
+    /// Puts an admitted write into the frame being filled and into the tree; whether a frame was closed by it.
+    pub(super) fn take_in(&mut self, admission: Admission, encoded: &Encoded, changes: &[Change], now: Instant) -> bool {
         let mut closed = Vec::new();
-        self.writes.append(&encoded, |frame| closed.push(frame));
-        for (index, change) in (0_u64..).zip(&changes) {
+        self.writes.append(encoded, |frame| closed.push(frame));
+        for (index, change) in (0_u64..).zip(changes) {
             let seq = ringpair_wire::id::Seq(admission.first.0 + index);
             let version = Version { epoch: admission.epoch, seq };
             let applied = self.applier.tree().apply(change, version);
             self.applier.note_contents(seq, change);
             self.changes.note(version, admission.last, change, &applied);
         }
+        let any = !closed.is_empty();
         for frame in closed {
             self.frame_closed(frame, now);
         }
-        Ok(())
+        any
     }
 
     /// Why nothing is taken while the disk is full.
@@ -294,6 +310,7 @@ impl Stream {
             Request::Role(reply) => {
                 let _ = reply.send(self.role(now));
             }
+            Request::Native(fd) => self.native.accept(fd, native::limits(self.config.member), StdInstant::now()),
             Request::Switch(request) => self.switch(request, now),
             Request::Mode(mode, reply) => {
                 let deadline = StdInstant::now() + crate::api::backend::ANSWER_WITHIN;

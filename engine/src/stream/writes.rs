@@ -88,6 +88,12 @@ impl Encoded {
         Ok(encoded)
     }
 
+    /// Forgets them; the memory is kept for the next.
+    pub fn clear(&mut self) {
+        self.bytes.clear();
+        self.ends.clear();
+    }
+
     /// How many bytes they take at most.
     #[must_use]
     pub fn len(&self) -> usize {
@@ -215,22 +221,7 @@ impl Writes {
     /// Answers a write. `may_answer`: whether the member may still speak as active.
     pub fn answer(&mut self, token: WriteToken, outcome: WriteOutcome, may_answer: bool) {
         let Some(Waiting { version, reply }) = self.waiting.remove(&token) else { return };
-        let answer = match outcome {
-            WriteOutcome::Reached { level, alone } if may_answer => Ok(WriteDone { version, level, alone }),
-            WriteOutcome::NotReached(level) => Err(Failure::NotReached {
-                version: Some(version),
-                message: format!(
-                    "the backup is lost: the change stands at {} (ack.on_peer_loss = \"block\")",
-                    level.name()
-                ),
-            }),
-            WriteOutcome::Reached { .. } | WriteOutcome::Unknown => Err(Failure::NotReached {
-                version: Some(version),
-                message:
-                    "this member ceased to be active before the level was reached: the change is unknown, not undone"
-                        .into(),
-            }),
-        };
+        let answer = answer(version, outcome, may_answer);
         // A client that has gone does not hear it.
         let _ = reply.send(answer);
     }
@@ -244,8 +235,7 @@ impl Writes {
             }
             self.deadlines.pop();
             if let Some(Waiting { version, reply }) = self.waiting.remove(&token) {
-                let message = "the level was not reached in time: the change is unknown, not undone".into();
-                let _ = reply.send(Err(Failure::NotReached { version: Some(version), message }));
+                let _ = reply.send(Err(late(version)));
             }
         }
     }
@@ -255,6 +245,32 @@ impl Writes {
     pub fn next_timeout(&self, now: StdInstant) -> Option<Duration> {
         self.deadlines.peek().map(|Reverse((deadline, _))| deadline.saturating_duration_since(now))
     }
+}
+
+/// What a writer is told. `may_answer`: whether the member may still speak as active.
+///
+/// # Errors
+/// [`Failure::NotReached`]: unknown, not undone.
+pub fn answer(version: Version, outcome: WriteOutcome, may_answer: bool) -> Result<WriteDone, Failure> {
+    match outcome {
+        WriteOutcome::Reached { level, alone } if may_answer => Ok(WriteDone { version, level, alone }),
+        WriteOutcome::NotReached(level) => Err(Failure::NotReached {
+            version: Some(version),
+            message: format!("the backup is lost: the change stands at {} (ack.on_peer_loss = \"block\")", level.name()),
+        }),
+        WriteOutcome::Reached { .. } | WriteOutcome::Unknown => Err(Failure::NotReached {
+            version: Some(version),
+            message: "this member ceased to be active before the level was reached: the change is unknown, not undone"
+                .into(),
+        }),
+    }
+}
+
+/// What a writer is told whose time is over.
+#[must_use]
+pub fn late(version: Version) -> Failure {
+    let message = "the level was not reached in time: the change is unknown, not undone".into();
+    Failure::NotReached { version: Some(version), message }
 }
 
 fn seal(builder: &mut FrameBuilder, compressor: &mut Compressor, counts: &mut FrameCounts) -> Option<Closed> {

@@ -93,6 +93,7 @@ fn a_full_queue_is_answered_429_with_a_time_to_come_back() {
         status: StatusCell::default(),
         events: EventLog::in_memory(),
         default_ack: AckLevel::Local,
+        limits: crate::stream::native_limits(ringpair_wire::id::MemberId::A),
         wake: Box::new(|| {}),
     });
     for _ in 0..crate::api::backend::MAX_QUEUED {
