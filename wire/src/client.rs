@@ -351,7 +351,7 @@ impl<'a> Operations<'a> {
     ///
     /// # Errors
     /// [`DecodeError`] names the field; the request is of no use then.
-    pub fn next(&mut self) -> Result<Option<Operation<'a>>, DecodeError> {
+    pub fn take(&mut self) -> Result<Option<Operation<'a>>, DecodeError> {
         let Some(left) = self.left.checked_sub(1) else { return Ok(None) };
         let operation = Operation::decode(&mut self.reader)?;
         self.left = left;
@@ -423,7 +423,7 @@ impl<'a> Requests<'a> {
     ///
     /// # Errors
     /// The message ends inside it: the connection is of no more use.
-    pub fn next(&mut self) -> Result<&'a [u8], DecodeError> {
+    pub fn take(&mut self) -> Result<&'a [u8], DecodeError> {
         self.0.blob("write.request", MAX_REQUEST_BYTES)
     }
 }

@@ -118,14 +118,14 @@ fn a_write_comes_back_request_by_request() {
     assert_eq!(message_bytes(&bytes, MAX_WRITE_BYTES), Ok(Some(bytes.len())));
     let mut write = Write::parse(&bytes).unwrap();
     assert_eq!((write.ack, write.timeout_ms, write.first, write.count), (Some(AckLevel::Durable), 2_500, 7, 2));
-    let mut first = Operations::parse(write.requests.next().unwrap()).unwrap();
-    let taken: Vec<_> = std::iter::from_fn(|| first.next().unwrap()).collect();
+    let mut first = Operations::parse(write.requests.take().unwrap()).unwrap();
+    let taken: Vec<_> = std::iter::from_fn(|| first.take().unwrap()).collect();
     assert_eq!(taken, operations());
     let at = bytes.len() - write.requests.remaining();
     let mut resumed = Requests::resume(&bytes[at..]);
-    assert_eq!(Operations::parse(resumed.next().unwrap()).unwrap().left(), 1);
+    assert_eq!(Operations::parse(resumed.take().unwrap()).unwrap().left(), 1);
     assert_eq!(resumed.remaining(), 0);
-    assert!(matches!(resumed.next(), Err(DecodeError::Truncated { .. })));
+    assert!(matches!(resumed.take(), Err(DecodeError::Truncated { .. })));
 }
 
 #[test]
@@ -153,7 +153,7 @@ fn bounds_hold_before_anything_is_kept_w103() {
     let put = Operation::Put { path: "/a", class: None, replace: false, attributes: vec![edit] };
     let mut request = Vec::new();
     encode_request(&[put], &mut request);
-    assert!(matches!(Operations::parse(&request).unwrap().next(), Err(DecodeError::TooLong { .. })));
+    assert!(matches!(Operations::parse(&request).unwrap().take(), Err(DecodeError::TooLong { .. })));
 }
 
 #[test]
@@ -192,9 +192,9 @@ fn read_all(bytes: &[u8]) {
     let _ = Answer::parse(bytes);
     if let Ok(mut write) = Write::parse(bytes) {
         for _ in 0..write.count {
-            let Ok(request) = write.requests.next() else { return };
+            let Ok(request) = write.requests.take() else { return };
             let Ok(mut operations) = Operations::parse(request) else { continue };
-            while let Ok(Some(_)) = operations.next() {}
+            while let Ok(Some(_)) = operations.take() {}
         }
     }
 }

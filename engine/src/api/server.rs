@@ -278,11 +278,7 @@ async fn answer(
 ) -> Result<Response, Infallible> {
     let refused = match &gate {
         Gate::Open => None,
-        Gate::Forbidden => Some(error(
-            StatusCode::FORBIDDEN,
-            "forbidden",
-            FORBIDDEN,
-        )),
+        Gate::Forbidden => Some(error(StatusCode::FORBIDDEN, "forbidden", FORBIDDEN)),
         Gate::Token(token) => {
             let path = request.uri().path();
             let open = !(path == "/v1" || path.starts_with("/v1/"));

@@ -345,8 +345,9 @@ impl Stream {
     fn say_the_last_words(&mut self) {
         let deadline = StdInstant::now() + LAST_WORDS_WITHIN;
         let mut completions = Vec::new();
-        let is_drained =
-            |stream: &Self| stream.lanes.conns().all(|conn| stream.transport.is_drained(conn)) && stream.native.is_drained();
+        let is_drained = |stream: &Self| {
+            stream.lanes.conns().all(|conn| stream.transport.is_drained(conn)) && stream.native.is_drained()
+        };
         while StdInstant::now() < deadline && !is_drained(self) {
             self.feed_peer(now());
             self.pump_transport();

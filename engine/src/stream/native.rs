@@ -394,7 +394,7 @@ impl Stream {
 fn operations(request: &[u8]) -> Result<Vec<(u64, Operation)>, Failure> {
     let mut coded = Operations::parse(request).map_err(malformed)?;
     let mut operations = Vec::with_capacity(coded.left());
-    while let Some(operation) = coded.next().map_err(malformed)? {
+    while let Some(operation) = coded.take().map_err(malformed)? {
         operations.push((operations.len() as u64 + 1, checked(&operation)?));
     }
     Ok(operations)

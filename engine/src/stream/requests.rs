@@ -263,7 +263,13 @@ impl Stream {
     }
 
     /// Puts an admitted write into the frame being filled and into the tree; whether a frame was closed by it.
-    pub(super) fn take_in(&mut self, admission: Admission, encoded: &Encoded, changes: &[Change], now: Instant) -> bool {
+    pub(super) fn take_in(
+        &mut self,
+        admission: Admission,
+        encoded: &Encoded,
+        changes: &[Change],
+        now: Instant,
+    ) -> bool {
         let mut closed = Vec::new();
         self.writes.append(encoded, |frame| closed.push(frame));
         for (index, change) in (0_u64..).zip(changes) {

@@ -256,7 +256,10 @@ pub fn answer(version: Version, outcome: WriteOutcome, may_answer: bool) -> Resu
         WriteOutcome::Reached { level, alone } if may_answer => Ok(WriteDone { version, level, alone }),
         WriteOutcome::NotReached(level) => Err(Failure::NotReached {
             version: Some(version),
-            message: format!("the backup is lost: the change stands at {} (ack.on_peer_loss = \"block\")", level.name()),
+            message: format!(
+                "the backup is lost: the change stands at {} (ack.on_peer_loss = \"block\")",
+                level.name()
+            ),
         }),
         WriteOutcome::Reached { .. } | WriteOutcome::Unknown => Err(Failure::NotReached {
             version: Some(version),

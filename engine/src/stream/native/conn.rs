@@ -157,7 +157,7 @@ impl Conn {
             }
         };
         let mut requests = Requests::resume(&inbox[self.at..end]);
-        let request = requests.next()?;
+        let request = requests.take()?;
         self.request_end = end - requests.remaining();
         Ok(Next::Request(progress, request))
     }
@@ -277,5 +277,182 @@ impl Conn {
     pub(super) fn hang_up(&self) {
         // One that is closed already is what is wanted.
         let _ = shutdown(self.fd.as_raw_fd(), Shutdown::Both);
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::{io::Write as _, os::unix::net::UnixStream};
+
+    use ringpair_wire::{
+        client::{begin_write, encode_request, end_write, push_request},
+        id::{Epoch, Seq, Version},
+    };
+
+    use super::*;
+    use crate::ring::{Carried, DriverChoice, DriverOptions};
+
+    const GREETING: &[u8] = b"greeting";
+
+    fn conn() -> (Conn, UnixStream) {
+        let (ours, theirs) = UnixStream::pair().unwrap();
+        let id = ConnId { index: 0, tag: 1 };
+        let greet_by = StdInstant::now() + Duration::from_secs(60);
+        (Conn::new(id, ours.into(), GREETING.to_vec(), greet_by), theirs)
+    }
+
+    fn greeting() -> Vec<u8> {
+        Greeting { versions: client::VERSIONS, member: None }.to_bytes()
+    }
+
+    fn request(bytes: usize) -> Vec<u8> {
+        let path = format!("/{}", "x".repeat(bytes));
+        let mut request = Vec::new();
+        let remove = client::Operation::Remove { path: &path, recursive: false, missing_ok: false };
+        encode_request(&[remove], &mut request);
+        request
+    }
+
+    fn write(first: u64, requests: &[Vec<u8>]) -> Vec<u8> {
+        let mut out = Vec::new();
+        let start = begin_write(&mut out, None, 0, first);
+        requests.iter().for_each(|request| push_request(&mut out, request));
+        end_write(&mut out, start, requests.len() as u32);
+        out
+    }
+
+    /// Turns the driver until a receive has ended; whether the connection goes on.
+    fn turn(conn: &mut Conn, driver: &mut Driver) -> bool {
+        let until = StdInstant::now() + Duration::from_secs(10);
+        loop {
+            assert!(StdInstant::now() < until && conn.pump(driver), "nothing comes");
+            let mut completions = Vec::new();
+            driver.turn(Some(Duration::from_millis(10)), &mut completions).unwrap();
+            let (mut heard, mut goes_on) = (false, true);
+            for completion in completions {
+                goes_on &= match completion.carried {
+                    Carried::Buf(buf) => {
+                        heard = true;
+                        conn.received(buf, &completion.result)
+                    }
+                    _ => conn.sent(completion.result.is_ok()),
+                };
+            }
+            if heard || !goes_on {
+                return goes_on;
+            }
+        }
+    }
+
+    fn given(conn: &mut Conn) -> Option<(u64, usize)> {
+        match conn.next().unwrap() {
+            Next::Nothing => None,
+            Next::Request(progress, bytes) => Some((progress.number, bytes.len())),
+        }
+    }
+
+    fn next(conn: &mut Conn, driver: &mut Driver) -> (u64, usize) {
+        loop {
+            if let Some(given) = given(conn) {
+                return given;
+            }
+            assert!(turn(conn, driver), "closed");
+        }
+    }
+
+    fn on_both_drivers(check: fn(&mut Driver)) {
+        for choice in [DriverChoice::Auto, DriverChoice::Plain] {
+            check(&mut Driver::new(&DriverOptions { choice, ..DriverOptions::default() }).unwrap());
+        }
+    }
+
+    // REQ: REP-310
+    #[test]
+    fn requests_come_whole_however_the_bytes_come() {
+        on_both_drivers(|driver| {
+            let (mut conn, mut theirs) = conn();
+            let long = request(700_000);
+            let bytes =
+                [greeting(), write(1, &[request(1), request(2)]), write(7, &[long.clone()]), write(9, &[request(3)])];
+            let writer = std::thread::spawn(move || {
+                for piece in bytes.concat().chunks(50_021) {
+                    theirs.write_all(piece).unwrap();
+                }
+                theirs
+            });
+            assert_eq!(next(&mut conn, driver), (1, request(1).len()));
+            assert_eq!(given(&mut conn), Some((1, request(1).len())), "given again until it is dealt with");
+            conn.taken();
+            assert_eq!(next(&mut conn, driver), (2, request(2).len()));
+            conn.taken();
+            assert_eq!(next(&mut conn, driver), (7, long.len()));
+            conn.taken();
+            assert_eq!(next(&mut conn, driver), (9, request(3).len()));
+            assert_eq!(conn.unanswered, 3);
+            assert!(conn.inbox.as_ref().unwrap().capacity() <= MAX_WRITE_BYTES + client::HEADER_BYTES);
+            drop(writer.join().unwrap());
+            conn.taken();
+            while turn(&mut conn, driver) {}
+        });
+    }
+
+    // REQ: REP-310
+    #[test]
+    fn a_whole_message_that_waits_ends_the_receiving() {
+        on_both_drivers(|driver| {
+            let (mut conn, mut theirs) = conn();
+            theirs.write_all(&[greeting(), write(1, &vec![request(10); 100])].concat()).unwrap();
+            next(&mut conn, driver);
+            for _ in 0..3 {
+                assert!(conn.pump(driver));
+            }
+            driver.turn(Some(Duration::from_millis(50)), &mut Vec::new()).unwrap();
+            assert_eq!(driver.in_flight(), 0, "neither a receive nor a send is under way");
+            let failed = client::Failed {
+                first: 1,
+                count: 100,
+                code: FailureCode::NotActive,
+                message: "no".into(),
+                active: None,
+                versions: None,
+            };
+            conn.answered(100, &Answer::Failed(failed));
+            assert_eq!((given(&mut conn), conn.unanswered), (None, 0), "the whole message is dealt with");
+            assert!(!conn.is_full(1));
+            let reached = client::Reached {
+                first: 1,
+                count: 1,
+                level: AckLevel::Durable,
+                alone: false,
+                versions: client::Versions { first: Version { epoch: Epoch(1), seq: Seq(1) }, step: 1 },
+            };
+            while conn.out.len() <= MAX_UNSENT_BYTES {
+                conn.answer(&Answer::Reached(reached));
+            }
+            assert!(conn.is_full(1), "a client that does not read is read no further");
+        });
+    }
+
+    #[test]
+    fn a_client_has_its_time_to_greet_and_to_read() {
+        on_both_drivers(|driver| {
+            let (mut conn, mut theirs) = conn();
+            let within = Duration::from_secs(30);
+            let long_after = StdInstant::now() + Duration::from_secs(61);
+            assert!(!conn.is_stuck(StdInstant::now(), within) && conn.is_stuck(long_after, within), "no greeting");
+            theirs.write_all(&greeting()).unwrap();
+            assert!(turn(&mut conn, driver));
+            assert_eq!(given(&mut conn), None);
+            while !conn.is_drained() {
+                conn.pump(driver);
+                let mut completions = Vec::new();
+                driver.turn(Some(Duration::from_millis(10)), &mut completions).unwrap();
+                assert!(completions.iter().all(|completion| conn.sent(completion.result.is_ok())));
+            }
+            assert!(!conn.is_stuck(long_after, within), "it greeted, and nothing waits for it");
+            conn.answer(&Answer::Goodbye { code: FailureCode::Busy, message: "x".into() });
+            conn.pump(driver);
+            assert!(conn.is_stuck(long_after, within) && !conn.is_stuck(StdInstant::now(), within));
+        });
     }
 }

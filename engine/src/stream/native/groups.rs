@@ -115,7 +115,8 @@ impl Groups {
             return Vec::new();
         }
         let late = |slot: &Slot| slot.group.is_some_and(|group| group.deadline <= now);
-        let indexes: Vec<u32> = (0..self.slots.len() as u32).filter(|index| late(&self.slots[*index as usize])).collect();
+        let indexes: Vec<u32> =
+            (0..self.slots.len() as u32).filter(|index| late(&self.slots[*index as usize])).collect();
         let expired = indexes.into_iter().filter_map(|index| self.remove(index)).collect();
         self.earliest = self.slots.iter().filter_map(|slot| slot.group.map(|group| group.deadline)).min();
         expired
@@ -124,5 +125,68 @@ impl Groups {
     /// When to ask for [`expired`](Self::expired) next.
     pub(super) fn earliest(&self) -> Option<StdInstant> {
         self.earliest
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::time::Duration;
+
+    use ringpair_wire::id::{Epoch, Seq};
+
+    use super::*;
+
+    const CONN: ConnId = ConnId { index: 3, tag: 9 };
+
+    fn progress(number: u64, deadline: StdInstant) -> Progress {
+        Progress { number, left: 1, ack: None, deadline }
+    }
+
+    fn version(seq: u64) -> Version {
+        Version { epoch: Epoch(5), seq: Seq(seq) }
+    }
+
+    #[test]
+    fn a_group_grows_by_what_is_consecutive_and_even_and_is_taken_once() {
+        let (mut groups, at) = (Groups::default(), StdInstant::now());
+        let token = groups.next_token();
+        assert!(is_native(token) && !is_native(WriteToken(1)));
+        groups.begin(CONN, &progress(10, at), version(100));
+        assert!(!groups.may_join(token, &progress(12, at), 2), "a gap");
+        assert!(!groups.may_join(token, &progress(11, at + Duration::from_secs(1)), 2), "another message");
+        assert!(groups.may_join(token, &progress(11, at), 2));
+        groups.join(token, 2);
+        assert!(!groups.may_join(token, &progress(12, at), 1), "another count of records");
+        assert!(groups.may_join(token, &progress(12, at), 2));
+        groups.join(token, 2);
+        let other = groups.next_token();
+        assert_ne!(other, token);
+        let group = groups.take(token).unwrap();
+        assert_eq!((group.first, group.count, group.versions.at(2)), (10, 3, version(104)));
+        assert!(groups.take(token).is_none());
+        let next = groups.next_token();
+        assert_ne!(next, token, "a place that is used again has another token");
+        groups.begin(CONN, &progress(13, at), version(105));
+        assert!(groups.take(token).is_none() && groups.take(next).is_some());
+    }
+
+    #[test]
+    fn what_is_late_is_given_up_and_an_answer_that_comes_then_is_for_nobody() {
+        let (mut groups, at) = (Groups::default(), StdInstant::now());
+        let later = at + Duration::from_secs(9);
+        let tokens: Vec<_> = [(1, at), (2, later)]
+            .map(|(number, deadline)| {
+                let token = groups.next_token();
+                groups.begin(CONN, &progress(number, deadline), version(number));
+                token
+            })
+            .into();
+        assert_eq!(groups.earliest(), Some(at));
+        let late: Vec<_> = groups.expired(at).iter().map(|group| group.first).collect();
+        assert_eq!((late, groups.earliest()), (vec![1], Some(later)));
+        assert!(groups.take(tokens[0]).is_none());
+        assert!(groups.take(tokens[1]).is_some());
+        assert!(groups.expired(later).is_empty());
+        assert_eq!(groups.earliest(), None);
     }
 }
