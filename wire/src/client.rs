@@ -407,7 +407,7 @@ pub struct Write<'a> {
 pub struct Requests<'a>(Reader<'a>);
 
 impl<'a> Requests<'a> {
-    /// Goes on within what [`rest`](Self::rest) gave.
+    /// Goes on in the middle of a write: with its last [`remaining`](Self::remaining) bytes.
     #[must_use]
     pub const fn resume(rest: &'a [u8]) -> Self {
         Self(Reader::new(rest))

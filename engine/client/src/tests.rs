@@ -89,7 +89,9 @@ fn play(path: &Path, member: impl FnOnce(UnixListener) + Send + 'static) -> Join
 }
 
 fn submit(client: &mut Client, count: u64) {
-    (0..count).for_each(|n| drop(client.set("/a", "n", &n.to_string()).unwrap()));
+    for n in 0..count {
+        client.set("/a", "n", &n.to_string()).unwrap();
+    }
 }
 
 fn outcomes(client: &mut Client) -> Vec<(u64, String)> {

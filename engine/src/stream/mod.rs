@@ -260,7 +260,7 @@ impl Stream {
             feed: Feed::new(parts.journal.reader()),
             awaiting: awaiting::Awaiting::default(),
             linger: Linger::new(batch.linger, batch.max_bytes as usize, batch.max_records as usize),
-            native: native::Native::default(),
+            native: native::Native::new(batch.linger),
             long: None,
             held: VecDeque::new(),
             pending: Pending::default(),

@@ -66,6 +66,9 @@ pub(super) struct Native {
     groups: Groups,
     /// A connection of `ready` could go on at once.
     goes_on: bool,
+    /// `[batch] linger_us`, and since when what came waits for company.
+    linger: Duration,
+    waits_since: Option<StdInstant>,
     scratch: Encoded,
 }
 
@@ -95,7 +98,7 @@ struct Budget {
 impl Budget {
     fn take(&mut self) -> bool {
         self.requests = self.requests.saturating_sub(1);
-        self.requests > 0 && (self.requests % REQUESTS_A_LOOK > 0 || StdInstant::now() < self.until)
+        self.requests > 0 && (!self.requests.is_multiple_of(REQUESTS_A_LOOK) || StdInstant::now() < self.until)
     }
 }
 
@@ -106,6 +109,26 @@ pub const fn limits(member: MemberId) -> Limits {
 }
 
 impl Native {
+    /// Nobody is connected; requests wait for company as long as `linger` says.
+    pub(super) fn new(linger: Duration) -> Self {
+        Self { linger, ..Self::default() }
+    }
+
+    /// Whether what has come is to wait for company: for the time set at most, nor for more than a frame takes.
+    fn lingers(&mut self, frame_bytes: usize, now: StdInstant) -> bool {
+        if self.linger.is_zero() || self.ready.is_empty() {
+            return false;
+        }
+        let conns = self.ready.iter().filter_map(|index| self.slots[*index as usize].conn.as_deref());
+        let since = *self.waits_since.get_or_insert(now);
+        let waits = now.saturating_duration_since(since) < self.linger
+            && conns.map(Conn::waiting_bytes).sum::<usize>() < frame_bytes;
+        if !waits {
+            self.waits_since = None;
+        }
+        waits
+    }
+
     /// Takes a connection whose credentials were checked; beyond the bound it is told so and closed.
     pub(super) fn accept(&mut self, fd: OwnedFd, limits: Limits, now: StdInstant) {
         let greeting = Greeting { versions: client::VERSIONS, member: Some(limits) }.to_bytes();
@@ -230,17 +253,19 @@ impl Native {
         }
     }
 
-    /// How long until a write's time is over.
+    /// How long until a write's time is over, or what waits for company is taken.
     pub(super) fn next_timeout(&self, now: StdInstant) -> Option<Duration> {
-        self.groups.earliest().map(|at| at.saturating_duration_since(now))
+        let company = self.waits_since.map(|since| since + self.linger);
+        self.groups.earliest().into_iter().chain(company).min().map(|at| at.saturating_duration_since(now))
     }
 }
 
 impl Stream {
     /// Takes what native clients ask, as much as fits into this turn.
     pub(super) fn take_native(&mut self, now: Instant) {
-        self.native.goes_on = false;
-        if self.native.ready.is_empty() {
+        let goes_on = std::mem::take(&mut self.native.goes_on);
+        let frame_bytes = self.config.batch.max_bytes as usize;
+        if self.native.ready.is_empty() || (!goes_on && self.native.lingers(frame_bytes, StdInstant::now())) {
             return;
         }
         let mut budget = Budget { requests: REQUESTS_A_TURN, until: StdInstant::now() + TAKE_FOR };
