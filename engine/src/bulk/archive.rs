@@ -11,7 +11,7 @@ use crate::{
     mirror::{ArchiveFiles, Meta, MirrorPath},
 };
 
-/// An archive of files that is begun with the first.
+/// An archive of files that is begun with the first, and holds all of them.
 struct FileArchive {
     archive: DivergenceArchive,
     epoch: Epoch,
@@ -31,17 +31,26 @@ fn io_error(error: ArchiveError) -> io::Error {
     }
 }
 
+impl FileArchive {
+    /// Writes, by a writer that goes if it fails: what it had not saved is archived anew before it is overwritten.
+    fn write(&mut self, write: impl FnOnce(&mut ArchiveWriter) -> Result<(), ArchiveError>) -> io::Result<()> {
+        let mut writer = match self.writer.take() {
+            Some(writer) => writer,
+            None => self.archive.begin(self.epoch, Position::default()).map_err(io_error)?,
+        };
+        write(&mut writer).map_err(io_error)?;
+        self.writer = Some(writer);
+        Ok(())
+    }
+}
+
 impl ArchiveFiles for FileArchive {
     fn archive(&mut self, path: &MirrorPath, _meta: &Meta, content: &mut dyn io::Read) -> io::Result<()> {
-        let writer = match &mut self.writer {
-            Some(writer) => writer,
-            none => none.insert(self.archive.begin(self.epoch, Position::default()).map_err(io_error)?),
-        };
         let mut content = content;
-        writer.add_file(path.as_bytes(), &mut content).map(drop).map_err(io_error)
+        self.write(|writer| writer.add_file(path.as_bytes(), &mut content).map(drop))
     }
 
     fn sync(&mut self) -> io::Result<()> {
-        self.writer.take().map_or(Ok(()), |writer| writer.seal().map(drop).map_err(io_error))
+        if self.writer.is_some() { self.write(ArchiveWriter::save) } else { Ok(()) }
     }
 }

@@ -2,7 +2,7 @@
 //!
 //! Always: an archive is written and synced whole before anything it holds is overwritten; it never expires by itself;
 //! only its owner can read it (mode 0700). Never: an archive that is half there — until it is sealed it has another
-//! name and does not count, since what it would hold is still where it was.
+//! name and does not count, since what it would hold is still where it was; the same holds for each later part of it.
 
 mod log;
 mod writer;
@@ -13,17 +13,18 @@ use std::{
     io::{self, Write},
     os::unix::fs::{DirBuilderExt, OpenOptionsExt},
     path::{Path, PathBuf},
-    sync::{Arc, Mutex, PoisonError},
+    sync::{Arc, Mutex, MutexGuard, PoisonError},
 };
 
 use base64::{Engine as _, engine::general_purpose::STANDARD};
-use log::{LogEntry, read_log};
+use log::{LogEntry, UNSAVED_PART, read_log};
 use ringpair_wire::{
     ds::{Change, ContentId, DsPath, Object, Value},
     id::{Epoch, Position, Version},
 };
 use serde_json::{Value as Json, json};
 pub use writer::ArchiveWriter;
+use writer::remove_unsaved;
 
 use crate::ds::{
     json,
@@ -110,12 +111,21 @@ pub struct ArchiveTotals {
     pub epoch: Epoch,
 }
 
+/// The numbers of archives that this process writes.
+#[derive(Debug, Default)]
+struct Writers {
+    /// The last that was given out; 0: none yet.
+    last: u64,
+    /// Those that may still grow.
+    open: HashSet<u64>,
+}
+
 /// All archives of this member. Cheap to clone; its methods block on the disk.
 #[derive(Clone, Debug)]
 pub struct DivergenceArchive {
     dir: Arc<PathBuf>,
-    /// The last number that a writer of this process got: two may write at a time, records and files.
-    numbered: Arc<Mutex<u64>>,
+    /// What the writers of this process have: two may write at a time, records and files.
+    writers: Arc<Mutex<Writers>>,
 }
 
 impl DivergenceArchive {
@@ -130,7 +140,7 @@ impl DivergenceArchive {
             made.map_err(io_error("creating", &dir))?;
             sync_dir(storage)?;
         }
-        Ok(Self { dir: Arc::new(dir), numbered: Arc::default() })
+        Ok(Self { dir: Arc::new(dir), writers: Arc::default() })
     }
 
     /// Begins an archive of what this member accepted in `epoch` beyond `common`, the last position both histories
@@ -139,14 +149,36 @@ impl DivergenceArchive {
     /// # Errors
     /// [`ArchiveError::NoRoom`], [`ArchiveError::Io`].
     pub fn begin(&self, epoch: Epoch, common: Position) -> Result<ArchiveWriter, ArchiveError> {
-        let mut numbered = self.numbered.lock().unwrap_or_else(PoisonError::into_inner);
-        let number = self.numbers()?.last().map_or(1, |last| last + 1).max(*numbered + 1);
-        if *numbered == 0 {
+        let mut writers = self.writers();
+        let number = self.numbers()?.last().map_or(1, |last| last + 1).max(writers.last + 1);
+        if writers.last == 0 {
             self.remove_unsealed()?;
         }
-        *numbered = number;
-        drop(numbered);
+        writers.last = number;
+        writers.open.insert(number);
+        // Before anything can fail: a writer that ends takes the lock.
+        drop(writers);
         ArchiveWriter::new(self.clone(), number, epoch, common)
+    }
+
+    fn writers(&self) -> MutexGuard<'_, Writers> {
+        self.writers.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// The writer of an archive has ended: if all it holds was removed meanwhile, it goes.
+    fn written(&self, number: u64) -> Result<(), ArchiveError> {
+        self.writers().open.remove(&number);
+        if self.dir.join(number.to_string()).exists() { self.remove_if_empty(number) } else { Ok(()) }
+    }
+
+    fn remove_if_empty(&self, number: u64) -> Result<(), ArchiveError> {
+        let (records, files, _) = self.read_one(number)?;
+        if !records.is_empty() || !files.is_empty() || self.writers().open.contains(&number) {
+            return Ok(());
+        }
+        let dir = self.dir.join(number.to_string());
+        fs::remove_dir_all(&dir).map_err(io_error("removing", &dir))?;
+        sync_dir(&self.dir)
     }
 
     /// All records not removed, archive by archive, in the order they were added.
@@ -232,23 +264,28 @@ impl DivergenceArchive {
         });
         written.map_err(io_error("writing", &path))?;
         sync_dir(&dir)?;
-        let (records, files, _) = self.read_one(number)?;
         if let Some(file) = id.split_once("-f").map(|(_, file)| dir.join(format!("f{file}"))) {
             fs::remove_file(&file).map_err(io_error("removing", &file))?;
         }
-        if records.is_empty() && files.is_empty() {
-            fs::remove_dir_all(&dir).map_err(io_error("removing", &dir))?;
-            sync_dir(&self.dir)?;
-        }
-        Ok(())
+        self.remove_if_empty(number)
     }
 
-    /// Removes what an earlier process never sealed; called before this one writes anything.
+    /// Removes what an earlier process never sealed or saved; called before this one writes anything.
     fn remove_unsealed(&self) -> Result<(), ArchiveError> {
         let listed = fs::read_dir(&*self.dir).map_err(io_error("listing", &self.dir))?;
         for entry in listed.flatten().filter(|entry| entry.file_name().to_string_lossy().starts_with(UNSEALED)) {
             let path = entry.path();
             fs::remove_dir_all(&path).map_err(io_error("removing", &path))?;
+        }
+        for number in self.numbers()? {
+            let dir = self.dir.join(number.to_string());
+            // Of a damaged log nobody knows which files it names: they stay.
+            if dir.join(UNSAVED_PART).exists()
+                && let Ok(entries) = read_log(&dir)
+            {
+                let files = entries.iter().filter(|entry| matches!(entry, LogEntry::File { .. })).count();
+                remove_unsaved(&dir, files as u64)?;
+            }
         }
         Ok(())
     }
@@ -282,7 +319,7 @@ impl DivergenceArchive {
         };
         let (mut records, mut files, mut epoch) = (Vec::new(), Vec::new(), Epoch::default());
         let (mut record_count, mut file_count) = (0_u64, 0_u64);
-        for entry in read_log(&dir.join("log"))? {
+        for entry in read_log(&dir)? {
             match entry {
                 LogEntry::Head { epoch: of, .. } => epoch = of,
                 LogEntry::Record { version, path, object } => {
@@ -296,7 +333,7 @@ impl DivergenceArchive {
                     file_count += 1;
                     let id = format!("{number}-f{file_count}");
                     if !removed.contains(&id) {
-                        files.push(ArchivedFile { id, path, bytes, stored: dir.join(format!("f{file_count}")) });
+                        files.push(ArchivedFile { id, path, bytes, stored: dir.join(file_name(file_count)) });
                     }
                 }
             }
@@ -338,6 +375,11 @@ fn file_json(file: &ArchivedFile) -> Json {
         fields.insert("path_base64".into(), STANDARD.encode(&file.path).into());
     }
     shown
+}
+
+/// The name in an archive's directory of the file of this number.
+fn file_name(number: u64) -> String {
+    format!("f{number}")
 }
 
 fn sync_dir(dir: &Path) -> Result<(), ArchiveError> {
@@ -405,6 +447,67 @@ mod tests {
         assert_eq!((archive.records().unwrap().len(), archive.files().unwrap().len()), (1, 1));
         assert_eq!(fs::read(&archive.files().unwrap()[0].stored).unwrap(), b"12345");
         assert_eq!(fs::read_dir(dir.path().join("divergence")).unwrap().count(), 2);
+    }
+
+    // REQ: REP-011
+    #[test]
+    fn a_run_saves_group_by_group_in_one_archive_and_a_crash_takes_the_unsaved_group_only() {
+        let dir = tempfile::tempdir().unwrap();
+        let archive = DivergenceArchive::open(dir.path()).unwrap();
+        let mut writer = archive.begin(Epoch(1), position(1)).unwrap();
+        let group = |writer: &mut ArchiveWriter, names: std::ops::Range<u32>| {
+            for name in names {
+                let path = format!("/f{name}");
+                writer.add_file(path.as_bytes(), &mut path.as_bytes()).unwrap();
+            }
+        };
+        let listed = |archive: &DivergenceArchive| {
+            let files = archive.files().unwrap();
+            assert!(files.iter().all(|file| fs::read(&file.stored).unwrap() == file.path));
+            files.into_iter().map(|file| file.id).collect::<Vec<_>>()
+        };
+        group(&mut writer, 0..20);
+        writer.save().unwrap();
+        writer.save().unwrap();
+        group(&mut writer, 20..23);
+        assert_eq!(listed(&archive).len(), 20, "not saved: not there");
+        writer.save().unwrap();
+        assert_eq!((listed(&archive).len(), &*listed(&archive)[22]), (23, "1-f23"));
+        group(&mut writer, 23..25);
+        // A crash: nothing is cleaned up before the next start.
+        let crashed = dir.path().join("crashed");
+        fs::create_dir_all(crashed.join("divergence/1")).unwrap();
+        for entry in fs::read_dir(dir.path().join("divergence/1")).unwrap() {
+            let entry = entry.unwrap();
+            fs::copy(entry.path(), crashed.join("divergence/1").join(entry.file_name())).unwrap();
+        }
+        let after = DivergenceArchive::open(&crashed).unwrap();
+        assert_eq!(listed(&after).len(), 23);
+        drop(after.begin(Epoch(3), position(1)).unwrap());
+        assert_eq!(listed(&after).len(), 23);
+        assert!(!crashed.join("divergence/1/f24").exists() && !crashed.join("divergence/1/f25").exists());
+        assert!(!crashed.join("divergence/1/unsaved-log").exists());
+        // A writer that is given up leaves the same.
+        drop(writer);
+        assert_eq!(listed(&archive).len(), 23);
+        assert!(!dir.path().join("divergence/1/f24").exists());
+    }
+
+    #[test]
+    fn what_is_removed_while_it_is_written_goes_with_the_writer() {
+        let dir = tempfile::tempdir().unwrap();
+        let archive = DivergenceArchive::open(dir.path()).unwrap();
+        let mut writer = archive.begin(Epoch(1), position(1)).unwrap();
+        writer.add_file(b"/a", &mut &b"1"[..]).unwrap();
+        writer.save().unwrap();
+        archive.remove("1-f1").unwrap();
+        writer.add_file(b"/b", &mut &b"2"[..]).unwrap();
+        writer.save().unwrap();
+        assert_eq!(archive.files().unwrap()[0].id, "1-f2");
+        archive.remove("1-f2").unwrap();
+        assert!(dir.path().join("divergence/1").exists());
+        drop(writer);
+        assert!(!dir.path().join("divergence/1").exists());
     }
 
     #[test]

@@ -1,4 +1,4 @@
-//! The log of an archive: entries with their lengths and checksums.
+//! The log of an archive, in parts: entries with their lengths and checksums.
 //!
 //! Always: an entry is checked before it is believed, and its length bounded before it is read. Never: an entry after
 //! a damaged one given out.
@@ -24,6 +24,17 @@ const MAX_ENTRY_BYTES: usize = 4 * MAX_RECORD_BYTES;
 
 /// The greatest length of a file's path, in bytes (PATH_MAX).
 pub const MAX_FILE_PATH_BYTES: usize = 4096;
+
+/// The name of the part that is not saved.
+pub const UNSAVED_PART: &str = "unsaved-log";
+
+/// The name of a part, from 1.
+pub fn part_name(part: u64) -> String {
+    match part {
+        1 => "log".to_owned(),
+        more => format!("log-{more}"),
+    }
+}
 
 /// An entry.
 #[derive(Clone, Debug)]
@@ -88,8 +99,20 @@ pub fn write_entry(log: &mut impl Write, entry: &LogEntry) -> io::Result<()> {
     [&length[..], &sum[..], &bytes[..]].iter().try_for_each(|part| log.write_all(part))
 }
 
-/// All entries of the log at `path`.
-pub fn read_log(path: &Path) -> Result<Vec<LogEntry>, ArchiveError> {
+/// All entries of the log in an archive's directory.
+pub fn read_log(dir: &Path) -> Result<Vec<LogEntry>, ArchiveError> {
+    let mut entries = read_part(&dir.join(part_name(1)))?;
+    for part in 2.. {
+        let path = dir.join(part_name(part));
+        if !path.exists() {
+            break;
+        }
+        entries.extend(read_part(&path)?);
+    }
+    Ok(entries)
+}
+
+fn read_part(path: &Path) -> Result<Vec<LogEntry>, ArchiveError> {
     let file = File::open(path).map_err(io_error("opening", path))?;
     let mut reader = BufReader::new(file);
     let mut entries = Vec::new();
