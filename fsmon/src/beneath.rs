@@ -19,8 +19,18 @@ const PIECE_BYTES: usize = 4000;
 const RACES: usize = 64;
 
 fn resolve(dir: BorrowedFd<'_>, piece: &[u8], flags: OFlag, mode: Mode) -> Result<OwnedFd, Errno> {
+    resolve_with(dir, piece, flags, mode, ResolveFlag::empty())
+}
+
+fn resolve_with(
+    dir: BorrowedFd<'_>,
+    piece: &[u8],
+    flags: OFlag,
+    mode: Mode,
+    also: ResolveFlag,
+) -> Result<OwnedFd, Errno> {
     let beneath = ResolveFlag::RESOLVE_BENEATH | ResolveFlag::RESOLVE_NO_SYMLINKS | ResolveFlag::RESOLVE_NO_MAGICLINKS;
-    let how = OpenHow::new().flags(flags | OFlag::O_CLOEXEC).mode(mode).resolve(beneath);
+    let how = OpenHow::new().flags(flags | OFlag::O_CLOEXEC).mode(mode).resolve(beneath | also);
     let mut last = Errno::EAGAIN;
     for _ in 0..RACES {
         match openat2(dir, piece, how) {
@@ -57,6 +67,14 @@ pub fn open(dir: BorrowedFd<'_>, relative: &[u8], flags: OFlag, mode: Mode) -> R
 /// As [`open`]; `ENOTDIR` where it is none.
 pub fn open_dir(dir: BorrowedFd<'_>, relative: &[u8]) -> Result<OwnedFd, Errno> {
     open(dir, relative, OFlag::O_RDONLY | OFlag::O_DIRECTORY, Mode::empty())
+}
+
+/// Opens the directory that has a name in `dir`, unless something is mounted there.
+///
+/// # Errors
+/// As [`open_dir`]; `EXDEV` where something is mounted.
+pub fn open_dir_here(dir: BorrowedFd<'_>, name: &[u8]) -> Result<OwnedFd, Errno> {
+    resolve_with(dir, name, OFlag::O_RDONLY | OFlag::O_DIRECTORY, Mode::empty(), ResolveFlag::RESOLVE_NO_XDEV)
 }
 
 /// A name in a directory, with its kind where the file system says it.

@@ -8,6 +8,7 @@ mod announced;
 mod apply;
 mod group;
 mod listing;
+mod removal;
 mod streams;
 mod tree;
 
@@ -289,6 +290,10 @@ impl Sink {
         };
         let mut flushed = self.group.flush(&mut session.tree)?;
         let gone = session.tree.take_gone();
+        if let Some(path) = session.tree.take_staying() {
+            let stays = "is removed on the active, and stays with what is left out of the mirror, or mounted";
+            self.status.last_error = Some(format!("{path}: {stays}"));
+        }
         // A listing under way counts for itself what it has not passed yet.
         let counts = |path: &MirrorPath| self.listing.as_ref().is_none_or(|listing| listing.has_counted(path));
         let sum = |files: &[(MirrorPath, u64)]| {

@@ -23,8 +23,9 @@ impl Sink {
     pub(super) fn item(&mut self, item: Item) -> Result<(), MirrorError> {
         let Item { generation, path, change } = item;
         let names = match &change {
-            Change::File { .. } | Change::Skip => false,
-            Change::Mkdir(_) | Change::Meta(_) => self.group.holds(&path),
+            Change::Skip => false,
+            Change::File { .. } => self.group.removes(&path),
+            Change::Mkdir(_) | Change::Meta(_) => self.group.holds(&path) || self.group.removes(&path),
             Change::Rename { to } | Change::Exchange { with: to } => {
                 self.group.concerns(to) || self.group.concerns(&path)
             }
@@ -93,8 +94,13 @@ impl Sink {
                 let (parent, dir) = tree.special(path, &meta, b"")?;
                 self.group.sync_dir(parent, dir);
             }
+            // Archived with the others of its group, and removed after that.
+            Change::Remove if tree.archives() => {
+                self.group.remove(path.clone(), generation);
+                return Ok(());
+            }
             Change::Remove => {
-                if let Some((parent, dir)) = tree.remove(path)? {
+                if let Some((parent, dir)) = tree.remove(path, None)? {
                     self.group.sync_dir(parent, dir);
                 }
             }

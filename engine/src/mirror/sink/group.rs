@@ -58,10 +58,24 @@ pub struct Flushed {
     pub files: Vec<(MirrorPath, u64)>,
 }
 
+impl Flushed {
+    fn fail(&mut self, generation: u64, error: TreeError) -> Result<(), MirrorError> {
+        match error {
+            TreeError::Archive(error) => Err(error),
+            error => {
+                self.failed.push((generation, error.to_string()));
+                Ok(())
+            }
+        }
+    }
+}
+
 /// Changes that are applied or ready, but not durable.
 #[derive(Debug, Default)]
 pub struct Group {
     files: Vec<Complete>,
+    /// Paths to be removed, after what is there is archived, with the numbers of their changes.
+    removals: BTreeMap<MirrorPath, u64>,
     /// Directories whose names changed.
     dirs: BTreeMap<MirrorPath, Arc<OwnedFd>>,
     /// Directories' metadata, set after everything in them: their times would not last otherwise.
@@ -76,13 +90,13 @@ pub struct Group {
 impl Group {
     /// Whether there is nothing to make durable.
     pub fn is_empty(&self) -> bool {
-        self.files.is_empty() && self.changes.is_empty()
+        self.files.is_empty() && self.changes.is_empty() && self.removals.is_empty()
     }
 
     /// Whether it is to be flushed before it grows.
     pub fn is_full(&self) -> bool {
         self.files.len() + self.touched.len() >= MAX_FILES
-            || self.changes.len() >= MAX_CHANGES
+            || self.changes.len() + self.removals.len() >= MAX_CHANGES
             || self.bytes >= MAX_BYTES
     }
 
@@ -90,13 +104,27 @@ impl Group {
     /// above the path.
     pub fn concerns(&self, path: &MirrorPath) -> bool {
         let near = |other: &MirrorPath| other.starts_with(path) || path.starts_with(other);
+        let first_below = self.removals.range(path.clone()..).next();
         self.files.iter().any(|file| near(&file.path))
+            || first_below.is_some_and(|(below, _)| below.starts_with(path))
+            || self.removes(path)
             || self.metas.range(path.clone()..).next().is_some_and(|(below, _)| below.starts_with(path))
     }
 
     /// Whether a file of this path waits for its name.
     pub fn holds(&self, path: &MirrorPath) -> bool {
         self.files.iter().any(|file| file.path == *path)
+    }
+
+    /// Whether this path, or a directory that holds it, waits for its removal.
+    pub fn removes(&self, path: &MirrorPath) -> bool {
+        !self.removals.is_empty()
+            && std::iter::successors(Some(path.clone()), MirrorPath::parent).any(|at| self.removals.contains_key(&at))
+    }
+
+    /// A path is to be removed with the others of this group.
+    pub fn remove(&mut self, path: MirrorPath, generation: u64) {
+        self.removals.insert(path, generation);
     }
 
     /// Takes a complete file.
@@ -142,13 +170,23 @@ impl Group {
             let name = file.path.name().unwrap_or_default();
             match synced
                 .map_err(TreeError::from)
-                .and_then(|()| tree.before_overwrite(file.dir.as_fd(), name, &file.path))
+                .and_then(|()| tree.before_overwrite(file.dir.as_fd(), Some(&file.temporary), name, &file.path))
             {
                 Ok(()) => ready.push(file),
                 Err(error) => give_up(&file, error, &mut flushed)?,
             }
         }
+        let removals = before_removals(group.removals, tree, &mut flushed)?;
         tree.sync_archive()?;
+        for (path, generation, kept) in removals {
+            match tree.remove(&path, kept.as_ref()) {
+                Ok(dir) => {
+                    waiting.push(generation);
+                    dirs.extend(dir);
+                }
+                Err(error) => flushed.fail(generation, error)?,
+            }
+        }
         for file in ready {
             let name = file.path.name().unwrap_or_default();
             match tree.put(file.dir.as_fd(), &file.temporary, name, &file.path) {
@@ -189,13 +227,23 @@ impl Group {
 
 fn give_up(file: &Complete, error: TreeError, flushed: &mut Flushed) -> Result<(), MirrorError> {
     discard(file.dir.as_fd(), &file.temporary);
-    match error {
-        TreeError::Archive(error) => Err(error),
-        error => {
-            flushed.failed.push((file.generation, error.to_string()));
-            Ok(())
+    flushed.fail(file.generation, error)
+}
+
+/// Archives what is to be removed; what each was like then.
+fn before_removals(
+    removals: BTreeMap<MirrorPath, u64>,
+    tree: &mut Tree,
+    flushed: &mut Flushed,
+) -> Result<Vec<(MirrorPath, u64, Option<Stat>)>, MirrorError> {
+    let mut ready = Vec::with_capacity(removals.len());
+    for (path, generation) in removals {
+        match tree.before_remove(&path) {
+            Ok(kept) => ready.push((path, generation, kept)),
+            Err(error) => flushed.fail(generation, error)?,
         }
     }
+    Ok(ready)
 }
 
 /// Syncs contents: few one by one; many by one sync of their file system, which is one journal commit instead of many.

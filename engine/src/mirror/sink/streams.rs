@@ -44,6 +44,9 @@ impl Sink {
                 "more than {MAX_STREAMS} files in pieces at once, or one twice"
             )));
         }
+        if self.group.removes(&path) {
+            self.flush()?;
+        }
         let tree = self.tree()?;
         let opened = tree.parent(&path, false, true).and_then(|(dir, name)| {
             if tree.set().left_out_by_name(name, Kind::File).is_some() {

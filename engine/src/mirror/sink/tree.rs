@@ -4,18 +4,16 @@
 //! Never: the removal of a root or of a directory above one, or anything outside the roots.
 
 use std::{
+    collections::BTreeSet,
     fs::File,
-    io::{self, Write},
-    os::{
-        fd::{AsFd, BorrowedFd, OwnedFd},
-        unix::ffi::OsStrExt,
-    },
+    io::Write,
+    os::fd::{AsFd, BorrowedFd, OwnedFd},
     sync::Arc,
 };
 
 use nix::{
     errno::Errno,
-    fcntl::{AtFlags, OFlag, RenameFlags, openat, readlinkat, renameat, renameat2},
+    fcntl::{AtFlags, OFlag, RenameFlags, openat, renameat, renameat2},
     sys::{
         stat::{FchmodatFlags, Mode, SFlag, UtimensatFlags, fchmod, fchmodat, futimens, mkdirat, mknodat, utimensat},
         time::TimeSpec,
@@ -30,9 +28,6 @@ use ringpair_fsmon::{
 use ringpair_wire::mirror::{Kind, Meta, MirrorPath, RootSpec};
 
 use crate::mirror::{ArchiveFiles, MirrorError};
-
-/// Deeper than this below what is removed, a directory is moved up before it is emptied.
-const REMOVE_DEPTH: usize = 64;
 
 /// An opened root.
 #[derive(Debug)]
@@ -59,16 +54,20 @@ pub enum TreeError {
 
 /// The backup's trees.
 pub struct Tree {
-    set: Arc<RootSet>,
+    pub(super) set: Arc<RootSet>,
     roots: Vec<OpenRoot>,
     /// The directory opened last: changes come in the order of paths.
     last: Option<(MirrorPath, Arc<OwnedFd>)>,
     /// Directories made on the way, to be synced with the group.
     made: Vec<(MirrorPath, Arc<OwnedFd>)>,
-    archive: Option<Box<dyn ArchiveFiles>>,
-    archived: bool,
+    pub(super) archive: Option<Box<dyn ArchiveFiles>>,
+    pub(super) archived: bool,
     /// Files and bytes that removals and replacements took away, for the status.
-    gone: Vec<(MirrorPath, u64)>,
+    pub(super) gone: Vec<(MirrorPath, u64)>,
+    /// Directories that were to go and hold what stays.
+    pub(super) staying: BTreeSet<MirrorPath>,
+    /// The newest of them that nobody was told of.
+    pub(super) untold: Option<MirrorPath>,
     salt: u64,
     temporaries: u64,
 }
@@ -89,6 +88,8 @@ impl Tree {
             archive,
             archived: false,
             gone: Vec::new(),
+            staying: BTreeSet::new(),
+            untold: None,
             salt,
             temporaries: 0,
         }
@@ -107,6 +108,11 @@ impl Tree {
     /// Takes the archive along to the next session.
     pub fn take_archive(&mut self) -> Option<Box<dyn ArchiveFiles>> {
         self.archive.take()
+    }
+
+    /// Whether what goes is archived first.
+    pub const fn archives(&self) -> bool {
+        self.archive.is_some()
     }
 
     /// Makes durable what was archived; before anything that was archived is overwritten for good.
@@ -218,116 +224,12 @@ impl Tree {
     ) -> Result<(), TreeError> {
         match renameat(dir, temporary, dir, name) {
             Err(Errno::EISDIR | Errno::ENOTEMPTY | Errno::EEXIST) => {
-                self.remove_name(dir, name, path)?;
+                self.clear_way(dir, name, path)?;
                 renameat(dir, temporary, dir, name)?;
             }
             done => done?,
         }
         Ok(())
-    }
-
-    /// Counts and, where asked for, archives what is about to be replaced.
-    pub fn before_overwrite(&mut self, dir: BorrowedFd<'_>, name: &[u8], path: &MirrorPath) -> Result<(), TreeError> {
-        match Stat::of_name(dir, name) {
-            Ok(stat) if stat.meta.kind != Kind::Dir => self.let_go(dir, name, path, &stat.meta),
-            Ok(_) | Err(Errno::ENOENT) => Ok(()),
-            Err(errno) => Err(errno.into()),
-        }
-    }
-
-    fn let_go(&mut self, dir: BorrowedFd<'_>, name: &[u8], path: &MirrorPath, meta: &Meta) -> Result<(), TreeError> {
-        if meta.kind == Kind::File {
-            self.gone.push((path.clone(), meta.size));
-        }
-        let Some(archive) = &mut self.archive else { return Ok(()) };
-        let fail = |source: io::Error| MirrorError::Archive { path: path.clone(), source };
-        let kept = match meta.kind {
-            Kind::File => {
-                let flags = OFlag::O_RDONLY | OFlag::O_NOFOLLOW | OFlag::O_NONBLOCK | OFlag::O_CLOEXEC;
-                let mut file = File::from(openat(dir, name, flags, Mode::empty())?);
-                archive.archive(path, meta, &mut file)
-            }
-            Kind::Symlink => {
-                let target = readlinkat(dir, name)?;
-                archive.archive(path, meta, &mut target.as_bytes())
-            }
-            _ => archive.archive(path, meta, &mut io::empty()),
-        };
-        kept.map_err(fail)?;
-        self.archived = true;
-        Ok(())
-    }
-
-    /// Removes what is at a path, if anything is, with everything below it.
-    pub fn remove(&mut self, path: &MirrorPath) -> Result<Option<(MirrorPath, Arc<OwnedFd>)>, TreeError> {
-        if self.set.holds_root(path) {
-            return Err(TreeError::Refused("a mirrored directory itself is never removed"));
-        }
-        let parent_path = path.parent().unwrap_or_default();
-        let dir = match self.dir(&parent_path, false) {
-            Err(TreeError::Kernel(Errno::ENOENT | Errno::ENOTDIR)) => return Ok(None),
-            dir => dir?,
-        };
-        let name = path.name().unwrap_or_default();
-        let kind = match Stat::of_name(dir.as_fd(), name) {
-            Err(Errno::ENOENT) => return Ok(None),
-            stat => stat?.meta.kind,
-        };
-        if self.set.left_out(path, kind).is_some() {
-            return Ok(None);
-        }
-        self.remove_name(dir.as_fd(), name, path)?;
-        Ok(Some((parent_path, dir)))
-    }
-
-    /// Removes a name with everything below it; nothing of it is visible half gone for longer than the removal takes.
-    fn remove_name(&mut self, dir: BorrowedFd<'_>, name: &[u8], path: &MirrorPath) -> Result<(), TreeError> {
-        if self.set.holds_root(path) {
-            return Err(TreeError::Refused("a mirrored directory itself is never removed"));
-        }
-        let stat = Stat::of_name(dir, name)?;
-        if stat.meta.kind != Kind::Dir {
-            self.let_go(dir, name, path, &stat.meta)?;
-            self.sync_archive()?;
-            return Ok(unlinkat(dir, name, UnlinkatFlags::NoRemoveDir)?);
-        }
-        self.names_changed();
-        let top = beneath::open_dir(dir, name)?;
-        // What lay deeper than the held directories is moved up into `top` and emptied in the next round.
-        while self.empty(top.as_fd(), top.as_fd(), path, 0)? {}
-        Ok(unlinkat(dir, name, UnlinkatFlags::RemoveDir)?)
-    }
-
-    /// Empties a directory; whether something was moved up into `top` instead.
-    fn empty(
-        &mut self,
-        top: BorrowedFd<'_>,
-        dir: BorrowedFd<'_>,
-        path: &MirrorPath,
-        depth: usize,
-    ) -> Result<bool, TreeError> {
-        let mut moved_up = false;
-        for (name, _) in beneath::names(dir)? {
-            let below = path.join(&name).unwrap_or_else(|_| path.clone());
-            let stat = match Stat::of_name(dir, &name) {
-                Err(Errno::ENOENT) => continue,
-                stat => stat?,
-            };
-            if stat.meta.kind != Kind::Dir {
-                self.let_go(dir, &name, &below, &stat.meta)?;
-                self.sync_archive()?;
-                unlinkat(dir, &name[..], UnlinkatFlags::NoRemoveDir)?;
-            } else if depth >= REMOVE_DEPTH {
-                let temporary = self.temporary();
-                renameat(dir, &name[..], top, &temporary[..])?;
-                moved_up = true;
-            } else {
-                let child = beneath::open_dir(dir, &name)?;
-                moved_up |= self.empty(top, child.as_fd(), &below, depth + 1)?;
-                unlinkat(dir, &name[..], UnlinkatFlags::RemoveDir)?;
-            }
-        }
-        Ok(moved_up)
     }
 
     /// Moves what is at `from` to `to`, whatever is there. Returns the two directories, to be synced.
@@ -343,11 +245,11 @@ impl Tree {
             return Err(TreeError::Refused("it is left out of the mirror"));
         }
         let new = self.dir(&to_parent, true)?;
-        self.before_overwrite(new.as_fd(), new_name, to)?;
+        self.before_overwrite(new.as_fd(), None, new_name, to)?;
         self.sync_archive()?;
         match renameat(&old, old_name, &new, new_name) {
             Err(Errno::EISDIR | Errno::ENOTEMPTY | Errno::EEXIST | Errno::ENOTDIR) => {
-                self.remove_name(new.as_fd(), new_name, to)?;
+                self.clear_way(new.as_fd(), new_name, to)?;
                 renameat(&old, old_name, &new, new_name)?;
             }
             done => done?,
@@ -384,7 +286,7 @@ impl Tree {
         let (parent, name) = self.parent(path, true, true)?;
         match Stat::of_name(parent.as_fd(), name) {
             Ok(stat) if stat.meta.kind == Kind::Dir => {}
-            Ok(_) => self.remove_name(parent.as_fd(), name, path)?,
+            Ok(_) => self.clear_way(parent.as_fd(), name, path)?,
             Err(Errno::ENOENT) => {}
             Err(errno) => return Err(errno.into()),
         }
@@ -417,7 +319,7 @@ impl Tree {
         }
         let done = set_meta(dir.as_fd(), &temporary, meta)
             .map_err(TreeError::from)
-            .and_then(|()| self.before_overwrite(dir.as_fd(), name, path))
+            .and_then(|()| self.before_overwrite(dir.as_fd(), Some(&temporary), name, path))
             .and_then(|()| Ok(self.sync_archive()?))
             .and_then(|()| self.put(dir.as_fd(), &temporary, name, path));
         if let Err(error) = done {

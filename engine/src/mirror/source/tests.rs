@@ -4,6 +4,7 @@ mod broken;
 mod follow;
 mod guards;
 mod random;
+mod rejoin;
 
 use std::{
     collections::BTreeMap,

@@ -68,56 +68,6 @@ fn a_promoted_backup_knows_what_it_lacks() {
     assert!(fs::read_dir(pair.b("")).unwrap().all(|e| !e.unwrap().file_name().as_bytes().starts_with(b".ringpair-")));
 }
 
-#[derive(Default)]
-struct Kept(Arc<Mutex<BTreeMap<String, Vec<u8>>>>);
-
-impl ArchiveFiles for Kept {
-    fn archive(&mut self, path: &MirrorPath, _: &Meta, content: &mut dyn Read) -> io::Result<()> {
-        let mut bytes = Vec::new();
-        content.read_to_end(&mut bytes)?;
-        self.0.lock().unwrap().insert(path.to_string(), bytes);
-        Ok(())
-    }
-
-    fn sync(&mut self) -> io::Result<()> {
-        Ok(())
-    }
-}
-
-#[test]
-fn a_rejoining_member_archives_what_it_loses() {
-    let mut pair = Pair::new(roots("+/m", "", ""));
-    write(pair.a("same"), "same");
-    write(pair.a("changed"), "theirs");
-    write(pair.a("dir"), "a file here");
-    write(pair.b("changed"), "mine");
-    write(pair.b("only/mine"), "only mine");
-    write(pair.b("dir/deep/er"), "in a directory");
-    symlink("target", pair.b("link")).unwrap();
-    let kept = Kept::default();
-    let seen = Arc::clone(&kept.0);
-    pair.sink = new_sink(pair.temp.path(), 2, Some(Box::new(kept)));
-    pair.connect();
-    pair.synced();
-    let mut turns = 0;
-    while !pair.sink.status().state.eq(&MirrorState::Current) && turns < 1000 {
-        pair.turn().unwrap();
-        turns += 1;
-    }
-    write(pair.a("changed"), "again");
-    pair.synced();
-    let seen = seen.lock().unwrap();
-    let expected: BTreeMap<String, Vec<u8>> = [
-        ("/m/changed", &b"mine"[..]),
-        ("/m/dir/deep/er", b"in a directory"),
-        ("/m/link", b"target"),
-        ("/m/only/mine", b"only mine"),
-    ]
-    .map(|(path, content)| (path.to_owned(), content.to_vec()))
-    .into();
-    assert_eq!(*seen, expected);
-}
-
 // REQ: REP-020
 #[test]
 fn what_the_backup_cannot_take_is_named_and_the_rest_goes_on() {

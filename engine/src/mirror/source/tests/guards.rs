@@ -194,3 +194,61 @@ fn a_mount_below_a_root_is_watched_and_its_loss_removes_nothing() {
     assert_eq!(status.state, MirrorState::Failed);
     assert!(status.last_error.is_some_and(|text| text.contains("/m/data") && text.contains("Try")));
 }
+
+// REQ: REP-030
+#[test]
+fn what_is_left_out_of_the_mirror_stays_where_its_directory_is_removed() {
+    for archives in [false, true] {
+        let mut pair = Pair::new(roots("+/m", "", "keep"));
+        if archives {
+            let archive = crate::ds::archive::DivergenceArchive::open(pair.temp.path()).unwrap();
+            let archive = crate::bulk::archive::file_archive(archive, EPOCH);
+            pair.sink = new_sink(pair.temp.path(), 2, Some(archive));
+        } else {
+            pair.connect();
+        }
+        write(pair.a("f"), "1");
+        for dir in ["d", "e"] {
+            write(pair.a(&format!("{dir}/sub/x")), "1");
+            write(pair.a(&format!("{dir}/y")), "1");
+        }
+        if archives {
+            write(pair.b("d/sub/x"), "mine");
+            fs::remove_dir_all(pair.a("d")).unwrap();
+            fs::remove_dir_all(pair.a("e")).unwrap();
+        } else {
+            pair.synced();
+        }
+        write(pair.b("d/sub/mine.KEEP"), "local");
+        write(pair.b("d/sub/.ringpair-1-1.tmp"), "a leftover");
+        fs::create_dir_all(pair.b("e/mounted")).unwrap();
+        let mounted = Mounted::tmpfs(pair.b("e/mounted"));
+        write(pair.b("e/mounted/x"), "on another file system");
+        if archives {
+            pair.connect();
+        } else {
+            fs::remove_dir_all(pair.a("d")).unwrap();
+            fs::remove_dir_all(pair.a("e")).unwrap();
+        }
+        assert_eq!(pair.sync(), []);
+        assert_eq!(fs::read_dir(pair.b("d/sub")).unwrap().count(), 1, "{archives}");
+        assert_eq!(fs::read(pair.b("d/sub/mine.KEEP")).unwrap(), b"local");
+        assert!(!pair.b("d/y").exists() && !pair.b("e/y").exists() && !pair.b("e/sub").exists());
+        assert_eq!(pair.b("e/mounted/x").exists(), mounted.is_some());
+        let told = pair.sink.status().last_error.unwrap_or_default();
+        assert!(told.contains("/m/") && told.contains("stays"), "{told}");
+        // Nothing can take its place, and that is named; a directory goes on from what is there.
+        write(pair.a("d"), "a file");
+        let unreplicated = pair.sync();
+        assert!(unreplicated.iter().any(|problem| problem.reason.contains("what is there stays")), "{unreplicated:?}");
+        fs::remove_file(pair.a("d")).unwrap();
+        write(pair.a("d/sub/new"), "2");
+        for _ in 0..200 {
+            pair.now += Duration::from_millis(100);
+            pair.turn().unwrap();
+        }
+        assert_eq!(pair.sync(), []);
+        assert_eq!(fs::read(pair.b("d/sub/new")).unwrap(), b"2");
+        assert!(pair.b("d/sub/mine.KEEP").exists());
+    }
+}
