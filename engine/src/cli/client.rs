@@ -238,7 +238,7 @@ fn failure(status: StatusCode, text: &[u8]) -> CliError {
 #[derive(Debug)]
 pub struct Events {
     body: Incoming,
-    buffer: Vec<u8>,
+    buffer: EventBuffer,
     ends: Option<Instant>,
 }
 
@@ -255,7 +255,7 @@ impl Events {
     /// The events in `response`, until `ends`.
     #[must_use]
     pub fn new(response: Response<Incoming>, ends: Option<Instant>) -> Self {
-        Self { body: response.into_body(), buffer: Vec::new(), ends }
+        Self { body: response.into_body(), buffer: EventBuffer::default(), ends }
     }
 
     /// The next event; `None` at the end of the stream.
@@ -264,7 +264,7 @@ impl Events {
     /// Timed out, broken off, or an event longer than an answer may be.
     pub async fn next(&mut self) -> Result<Option<SentEvent>, CliError> {
         loop {
-            if let Some(event) = take_event(&mut self.buffer) {
+            if let Some(event) = self.buffer.take() {
                 return Ok(Some(event));
             }
             let frame = match self.ends {
@@ -281,22 +281,53 @@ impl Events {
                     if self.buffer.len() + data.len() > MAX_ANSWER_BYTES {
                         return Err(CliError::Failed("the member sent an event without end".into()));
                     }
-                    self.buffer.extend_from_slice(&data);
+                    self.buffer.push(&data);
                 }
             }
         }
     }
 }
 
-/// Takes the first whole event out of `buffer`; comments are skipped.
-fn take_event(buffer: &mut Vec<u8>) -> Option<SentEvent> {
-    loop {
-        let end = buffer.windows(2).position(|pair| pair == b"\n\n")?;
-        let block: Vec<u8> = buffer.drain(..end + 2).collect();
-        let text = String::from_utf8_lossy(&block);
-        let field = |name: &str| text.lines().find_map(|line| line.strip_prefix(name)).map(str::trim_start);
-        if let Some(data) = field("data:") {
-            return Some(SentEvent { kind: field("event:").unwrap_or("message").to_owned(), data: data.to_owned() });
+/// What came of a stream and was not taken; every byte is searched once, however it comes.
+#[derive(Debug, Default)]
+struct EventBuffer {
+    bytes: Vec<u8>,
+    /// Up to here it was taken.
+    taken: usize,
+    /// Up to here no event ends that was not taken.
+    searched: usize,
+}
+
+impl EventBuffer {
+    fn push(&mut self, data: &[u8]) {
+        self.bytes.drain(..self.taken);
+        self.searched -= self.taken;
+        self.taken = 0;
+        self.bytes.extend_from_slice(data);
+    }
+
+    fn len(&self) -> usize {
+        self.bytes.len() - self.taken
+    }
+
+    /// Takes the first whole event; comments are skipped.
+    fn take(&mut self) -> Option<SentEvent> {
+        loop {
+            // An event ends with two line feeds, of which one may have been searched.
+            let from = self.searched.saturating_sub(1).max(self.taken);
+            let Some(at) = self.bytes[from..].windows(2).position(|pair| pair == b"\n\n") else {
+                self.searched = self.bytes.len();
+                return None;
+            };
+            let end = from + at + 2;
+            let text = String::from_utf8_lossy(&self.bytes[self.taken..end]);
+            let field = |name: &str| text.lines().find_map(|line| line.strip_prefix(name)).map(str::trim_start);
+            let event = field("data:")
+                .map(|data| SentEvent { kind: field("event:").unwrap_or("message").to_owned(), data: data.to_owned() });
+            (self.taken, self.searched) = (end, end);
+            if event.is_some() {
+                return event;
+            }
         }
     }
 }
@@ -340,13 +371,31 @@ mod tests {
 
     #[test]
     fn events_come_whole_and_comments_are_skipped() {
-        let mut buffer = b": still here\n\nevent: change\nid: 1:2\ndata: {\"a\":1}\n\nevent: x\ndata: par".to_vec();
-        let event = take_event(&mut buffer).expect("one event");
+        let mut buffer = EventBuffer::default();
+        buffer.push(b": still here\n\nevent: change\nid: 1:2\ndata: {\"a\":1}\n\nevent: x\ndata: par");
+        let event = buffer.take().expect("one event");
         assert_eq!(event, SentEvent { kind: "change".into(), data: "{\"a\":1}".into() });
-        assert_eq!(take_event(&mut buffer), None);
-        buffer.extend_from_slice(b"t\n\n");
-        assert_eq!(take_event(&mut buffer).map(|event| event.data), Some("part".into()));
-        assert!(buffer.is_empty());
+        assert_eq!(buffer.take(), None);
+        buffer.push(b"t\n");
+        assert_eq!(buffer.take(), None);
+        buffer.push(b"\n");
+        assert_eq!(buffer.take().map(|event| event.data), Some("part".into()));
+        assert_eq!((buffer.len(), buffer.take()), (0, None));
+    }
+
+    /// Searched from its beginning with each piece, this would take minutes.
+    #[test]
+    fn a_long_event_in_small_pieces_and_many_in_one_cost_what_they_are_long() {
+        let mut buffer = EventBuffer::default();
+        buffer.push(b"data: ");
+        for _ in 0..(16 << 20) / 256 {
+            buffer.push(&[b'x'; 256]);
+            assert!(buffer.take().is_none());
+        }
+        buffer.push(b"\n\n");
+        assert_eq!(buffer.take().map(|event| event.data.len()), Some(16 << 20));
+        buffer.push(&b"data: 1\n\n".repeat(400_000));
+        assert_eq!(std::iter::from_fn(|| buffer.take()).count(), 400_000);
     }
 
     #[test]
