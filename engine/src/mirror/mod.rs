@@ -5,12 +5,14 @@
 //! content travels, and leaves the dirty set when the backup has it durably. Never: a socket, a thread, a clock of
 //! their own, or a deletion because something could not be read.
 
+mod base;
 mod lister;
 mod sink;
 mod source;
 
-use std::{collections::VecDeque, io, path::PathBuf};
+use std::{collections::VecDeque, io};
 
+pub use base::MirrorBase;
 pub use ringpair_fsmon::roots::{LeftOut, RootProblem, RootSet};
 use ringpair_wire::mirror::{Change, RootSpec};
 pub use ringpair_wire::mirror::{Meta, MirrorMessage, MirrorPath, Problem};
@@ -138,15 +140,6 @@ pub struct MirrorDifferences {
     pub changing: Vec<MirrorPath>,
     /// What could not be compared.
     pub problems: Vec<Problem>,
-}
-
-/// What both ends are told about the file system.
-#[derive(Clone, Debug)]
-pub struct MirrorBase {
-    /// `[mirror] root`: the directory that the lists of the parameters are taken below.
-    pub root: PathBuf,
-    /// Directories that are never mirrored and never written to: storage, keys.
-    pub forbidden: Vec<PathBuf>,
 }
 
 /// Messages on their way out, bounded by their sender.

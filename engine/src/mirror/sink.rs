@@ -16,8 +16,6 @@ use std::{
     collections::{BTreeSet, HashMap},
     fmt,
     os::fd::{AsFd, OwnedFd},
-    os::unix::ffi::OsStrExt,
-    path::PathBuf,
     sync::Arc,
     time::Duration,
 };
@@ -229,16 +227,12 @@ impl Sink {
     /// Opens a root on this host, made with its parents if it is missing (REP-028).
     fn open_root(&self, path: &MirrorPath) -> Result<OwnedFd, String> {
         let place = self.options.base.place(path);
-        let clashes = |dir: &&PathBuf| place.starts_with(dir) || dir.starts_with(&place);
-        if let Some(dir) = self.options.base.forbidden.iter().find(clashes) {
-            return Err(format!(
-                "{} holds this member's own {}. Try: another directory",
-                place.display(),
-                dir.display()
-            ));
-        }
+        // Before anything is made there.
+        self.options.base.check(&place)?;
         std::fs::create_dir_all(&place).map_err(|e| format!("{} cannot be made: {e}", place.display()))?;
-        open_root(&place).map_err(|e| format!("{} cannot be opened: {}", place.display(), e.desc()))
+        let dir = open_root(&place).map_err(|e| format!("{} cannot be opened: {}", place.display(), e.desc()))?;
+        self.options.base.check_opened(&dir)?;
+        Ok(dir)
     }
 
     fn tree(&mut self) -> Result<&mut Tree, MirrorError> {
@@ -394,13 +388,5 @@ impl Sink {
             more_problems: problems.len().saturating_sub(MAX_PROBLEMS) as u64,
             ..self.status.clone()
         }
-    }
-}
-
-impl MirrorBase {
-    /// Where a mirrored path is on this host.
-    #[must_use]
-    pub fn place(&self, path: &MirrorPath) -> PathBuf {
-        self.root.join(std::ffi::OsStr::from_bytes(path.as_bytes()))
     }
 }

@@ -32,7 +32,7 @@ pub struct SourceRoot {
     place: PathBuf,
     /// Device and inode that were compared.
     identity: Option<(u64, u64)>,
-    forbidden: Option<PathBuf>,
+    base: MirrorBase,
 }
 
 /// What a look at a root found.
@@ -50,8 +50,7 @@ impl SourceRoot {
     /// A root that is not opened yet.
     pub fn new(spec: RootSpec, base: &MirrorBase) -> Self {
         let place = base.place(&spec.path);
-        let forbidden = base.forbidden.iter().find(|dir| place.starts_with(dir) || dir.starts_with(&place)).cloned();
-        Self { spec, dir: None, problem: None, emptied: false, place, identity: None, forbidden }
+        Self { spec, dir: None, problem: None, emptied: false, place, identity: None, base: base.clone() }
     }
 
     /// Looks whether the root is where it was, and opens it if it is not open.
@@ -74,9 +73,6 @@ impl SourceRoot {
     }
 
     fn check(&mut self) -> Result<bool, String> {
-        if let Some(dir) = &self.forbidden {
-            return Err(format!("holds this member's own {}. Try: another directory", dir.display()));
-        }
         let opened = open_root(&self.place).map_err(|errno| match errno {
             Errno::ENOENT => {
                 format!("{} is missing; its files stay on the backup. Try: create or mount it", self.place.display())
@@ -98,6 +94,7 @@ impl SourceRoot {
                 return Ok(false);
             }
         }
+        self.base.check_opened(&opened)?;
         // Reading it now names what would otherwise fail path by path.
         is_empty(opened.as_fd()).map_err(|errno| {
             format!("{} cannot be read: {}; its files stay on the backup", self.place.display(), errno.desc())
