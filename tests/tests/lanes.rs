@@ -9,7 +9,7 @@ use std::{
     time::{Duration, Instant},
 };
 
-use ringpair_tests::pair::{Dice, Member, Options, Pair, executable, wait_until};
+use ringpair_tests::pair::{Dice, Member, Network, Options, Pair, executable, wait_until};
 
 fn options(set: &[(&str, &str)]) -> Options {
     let set = set.iter().map(|(key, value)| ((*key).to_owned(), (*value).to_owned())).collect();
@@ -214,4 +214,40 @@ fn the_bulk_lane_keeps_to_its_rate() {
     // Faster than half as fast again never; slower it may be.
     let most = Duration::from_secs_f64(bytes as f64 / (1.5 * RATE as f64));
     assert!(took > most, "{sent} bytes took {took:?}, at {RATE} bytes a second");
+}
+
+/// Behind a router that passes on 10 Mbit/s and queues 256 KiB (0.2 s), whose queue everything shares.
+// REQ: REP-310
+#[test]
+fn bulk_yields_when_the_path_gets_slow_and_still_fills_the_link() {
+    let network = match Network::narrow("10mbit", 256 << 10) {
+        Ok(network) => network,
+        Err(why) => return eprintln!("skipped: {why}"),
+    };
+    let set = options(&[("compression.bulk", "off")]);
+    let pair = Pair::start(&Options { places: Some(network.places()), ..set });
+    pair.wait_in_sync();
+    let bytes = 10_000_000_usize;
+    let start = Instant::now();
+    fs::write(pair.a.root().join("srv/app/large"), noise(bytes)).unwrap();
+    let (mut round_trips_us, mut limited) = (Vec::new(), false);
+    let landed = pair.b.root().join("srv/app/large");
+    wait_until("the file is on the backup", || {
+        let (active, backup) = (pair.a.status().unwrap_or_default(), pair.b.status().unwrap_or_default());
+        let main = &active["connections"]["main"];
+        round_trips_us.extend(main["rtt_us"].as_u64());
+        limited |= backup["connections"]["main"]["sockets"]["bulk"]["credit_bytes"].is_u64();
+        landed.exists()
+    });
+    let (took, count) = (start.elapsed(), round_trips_us.len());
+    // What came before the backup had noticed does not count.
+    let late = &mut round_trips_us[count / 3..];
+    late.sort_unstable();
+    let median = Duration::from_micros(late[late.len() / 2]);
+    println!("{bytes} bytes in {took:?}; round trips of heartbeats meanwhile: median {median:?}");
+    assert!(limited, "the credit was never limited");
+    assert!(median < Duration::from_millis(100), "heartbeats took {median:?}: the queue stayed full");
+    let most = Duration::from_secs_f64(bytes as f64 * 8.0 / 10e6 / 0.6);
+    assert!(took < most, "{bytes} bytes took {took:?}: the link was not used");
+    pair.wait_in_sync();
 }

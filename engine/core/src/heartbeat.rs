@@ -158,8 +158,11 @@ impl Node {
         if link.heard.is_none_or(|(stamp, _)| stamp.number < beat.stamp.number) {
             link.heard = Some((beat.stamp, now));
         }
-        if let Some(own) = beat.answers {
-            link.rtt = Some(now.since(Instant::from_micros(own.sent_us)));
+        // An answer left at once; any other heartbeat says how long ago it heard the one that it names.
+        let named = beat.answers.map(|own| (own, 0)).or(beat.heard.map(|heard| (heard.stamp, heard.age_us)));
+        if let Some((own, age_us)) = named {
+            let age = Duration::from_micros(age_us.into());
+            link.rtt = Some(now.since(Instant::from_micros(own.sent_us)).saturating_sub(age));
         }
         self.peer.beat = Some(*beat);
         self.peer.beat_at = now;

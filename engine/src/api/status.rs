@@ -128,6 +128,9 @@ pub struct SocketStatus {
     pub notsent_lowat_bytes: Option<u32>,
     /// SO_MAX_PACING_RATE in bytes a second; `None`: unlimited.
     pub pacing_bytes_per_s: Option<u64>,
+    /// Bulk: how many bytes the peer may have under way towards this member, while the path's delay is above its least;
+    /// `None`: unlimited.
+    pub credit_bytes: Option<u32>,
 }
 
 /// The configuration tree.

@@ -15,6 +15,7 @@ use crate::{
     ds::{TreeSnapshot, resync::Staged},
     mirror::{ArchiveFiles, MirrorDifferences, MirrorMessage, MirrorStatus, Problem, SinkReport},
     ring::Waker,
+    stream::Delay,
     transport::{ConnInfo, Detached},
 };
 
@@ -63,6 +64,8 @@ pub enum BulkCommand {
         /// Contents as well.
         deep: bool,
     },
+    /// How long the path of the bulk lane takes now.
+    Delay(Delay),
     /// Fetch these contents from the peer; each ends with [`BulkEvent::ContentStored`] or
     /// [`BulkEvent::ContentGone`], or is asked for again.
     Fetch(Vec<(ContentId, u64)>),
@@ -141,6 +144,8 @@ pub struct Traffic {
     pub sent_bytes: u64,
     /// Bytes received, before decryption.
     pub received_bytes: u64,
+    /// How many bytes the peer may have under way; `None`: unlimited.
+    pub credit_bytes: Option<u32>,
     /// Bodies of messages sent, before and after compression.
     pub compression: Totals,
 }

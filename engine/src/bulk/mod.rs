@@ -7,6 +7,7 @@
 pub mod archive;
 mod compare;
 mod contents;
+mod credit;
 pub mod link;
 mod pack;
 
@@ -24,6 +25,7 @@ use ringpair_wire::{
 use self::{
     compare::Comparisons,
     contents::{Contents, Received},
+    credit::Credit,
     link::{BulkCommand, BulkEvent, BulkSide, Traffic},
     pack::Packer,
 };
@@ -91,6 +93,7 @@ pub struct Bulk {
     contents: Contents,
     comparisons: Comparisons,
     packer: Packer,
+    credit: Credit,
     watched: Option<Fd>,
     watching: bool,
     told: MirrorStatus,
@@ -121,6 +124,7 @@ impl Bulk {
             contents: Contents::new(parts.contents),
             comparisons: Comparisons::default(),
             packer: Packer::new(parts.compression),
+            credit: Credit::default(),
             watched: None,
             watching: false,
             told: MirrorStatus::default(),
@@ -243,6 +247,12 @@ impl Bulk {
                     self.stream.send(BulkEvent::FilesVerified(id, Box::default()));
                 }
             },
+            BulkCommand::Delay(delay) => {
+                self.credit.measured(delay.excess, delay.least);
+                if let Some(conn) = self.conn {
+                    self.transport.set_credit(conn, self.credit.bytes());
+                }
+            }
             BulkCommand::Fetch(contents) => self.contents.fetch(contents),
             BulkCommand::Resync { purpose, own } => {
                 let events = self.comparisons.begin(purpose, own, self.conn.is_some());
@@ -297,6 +307,7 @@ impl Bulk {
         if let Role::Active(source) = &mut self.role {
             source.connected(now);
         }
+        self.credit = Credit::default();
         self.contents.connected();
         self.comparisons.connected();
         self.stream.send(BulkEvent::Lane(self.transport.info(conn).cloned().map(Box::new)));
@@ -504,6 +515,7 @@ impl Bulk {
         Traffic {
             sent_bytes: stats.sent_bytes,
             received_bytes: stats.received_bytes,
+            credit_bytes: self.credit.bytes(),
             compression: self.packer.totals(),
         }
     }

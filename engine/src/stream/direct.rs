@@ -9,7 +9,7 @@ use ringpair_wire::{codec::Codec, control::Role, id::Position, lane::MessageKind
 use super::{BulkTold, Stream, requests::parameters_path};
 use crate::{
     api::events::Event,
-    bulk::link::{BulkCommand, BulkEvent},
+    bulk::link::{BulkCommand, BulkEvent, Traffic},
     ds::TreeSnapshot,
     mirror::{MAX_PROBLEMS, MirrorMessage, SinkReport},
 };
@@ -38,6 +38,18 @@ impl Stream {
             self.parameters_at = self.applier.tree().snapshot().get(&parameters_path()).cloned();
         }
         self.parameters_changed();
+    }
+
+    /// Tells the bulk thread how long the data path takes, while anything comes over its lane or its peer is held back.
+    pub(super) fn tell_delay(&mut self, status: &Status, now: Instant) {
+        let Some(path) = self.lanes.data_path() else { return };
+        let rtt = status.paths.get(path as usize).and_then(|path| path.rtt);
+        let Some(delay) = rtt.and_then(|rtt| self.path_delay.observe(path, rtt, now)) else { return };
+        let Traffic { received_bytes, credit_bytes, .. } = self.bulk_traffic;
+        if self.bulk_socket.is_some() && (received_bytes != self.delay_told_at_bytes || credit_bytes.is_some()) {
+            self.delay_told_at_bytes = received_bytes;
+            self.bulk.send(BulkCommand::Delay(delay));
+        }
     }
 
     /// CustomMirrorDir takes effect at once (PAR-007, REP-031).

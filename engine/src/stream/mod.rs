@@ -9,6 +9,7 @@ mod awaiting;
 mod changes;
 mod clock;
 mod contents;
+mod delay;
 mod direct;
 mod effects;
 mod feed;
@@ -46,7 +47,8 @@ use ringpair_wire::{
 };
 
 pub use self::{
-    applier::Applier, changes::Changes, clock::now, native::limits as native_limits, storage::ControlWriter,
+    applier::Applier, changes::Changes, clock::now, delay::Delay, native::limits as native_limits,
+    storage::ControlWriter,
 };
 use self::{feed::Feed, jobs::Jobs, lanes::Lanes, linger::Linger, requests::Pending, verify::Verifier, writes::Writes};
 use crate::{
@@ -174,6 +176,9 @@ pub struct Stream {
     /// The bulk lane's socket, while it is up, and what went over it.
     bulk_socket: Option<Box<ConnInfo>>,
     bulk_traffic: Traffic,
+    /// The delay that bulk yields to, and how many bytes had come on its lane when it was told last.
+    path_delay: delay::PathDelay,
+    delay_told_at_bytes: u64,
     requests: Receiver<Request>,
     events: EventLog,
     status: StatusCell,
@@ -271,6 +276,8 @@ impl Stream {
             bulk_dscp: None,
             bulk_socket: None,
             bulk_traffic: Traffic::default(),
+            path_delay: delay::PathDelay::default(),
+            delay_told_at_bytes: 0,
             told_supervisor: None,
             last_turn_told: Instant(0),
             published: Instant(0),

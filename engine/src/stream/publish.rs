@@ -49,6 +49,7 @@ impl Stream {
     /// Publishes the status document.
     pub(super) fn publish(&mut self, core: &Status, now: Instant) {
         self.published = now;
+        self.tell_delay(core, now);
         if core.position.seq > core.peer.durable && core.role == Role::Active {
             self.lagging_since.get_or_insert(now);
         } else {
@@ -65,6 +66,7 @@ impl Stream {
             core: &self.core,
             transport: &self.transport,
             bulk_lane: self.bulk_socket.as_deref(),
+            bulk_credit_bytes: self.bulk_traffic.credit_bytes,
             mirror: &self.mirror,
             io: &self.io,
             divergence: &self.divergence,

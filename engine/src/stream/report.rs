@@ -39,6 +39,8 @@ pub struct Parts<'a> {
     pub transport: &'a Transport,
     /// The bulk lane's socket, while it is up.
     pub bulk_lane: Option<&'a ConnInfo>,
+    /// What its peer may have under way, where that is limited.
+    pub bulk_credit_bytes: Option<u32>,
     /// The mirror, as the bulk thread last said.
     pub mirror: &'a mirror::MirrorStatus,
     /// How IO is done.
@@ -91,12 +93,15 @@ fn connection(parts: &Parts<'_>, path: PathKind, status: PathStatus) -> Connecti
         rtt_us: status.rtt.map(|rtt| u64::try_from(rtt.as_micros()).unwrap_or(u64::MAX)),
         dscp: own(LaneKind::Ping).and_then(|info| info.dscp).map(|dscp| dscp.number()),
         lanes: infos.iter().filter_map(mark).collect(),
-        sockets: infos.iter().map(|info| (info.lane.name().to_owned(), socket(info))).collect(),
+        sockets: infos
+            .iter()
+            .map(|info| (info.lane.name().to_owned(), socket(info, parts.bulk_credit_bytes)))
+            .collect(),
     }
 }
 
 /// A lane's socket, as the API names it.
-fn socket(info: &ConnInfo) -> SocketStatus {
+fn socket(info: &ConnInfo, bulk_credit_bytes: Option<u32>) -> SocketStatus {
     SocketStatus {
         dscp: info.dscp.map(|dscp| dscp.number()),
         priority: info.priority,
@@ -104,6 +109,7 @@ fn socket(info: &ConnInfo) -> SocketStatus {
         user_timeout_ms: info.user_timeout_ms,
         notsent_lowat_bytes: info.notsent_lowat_bytes,
         pacing_bytes_per_s: info.pacing_bytes_per_s,
+        credit_bytes: bulk_credit_bytes.filter(|_| info.lane == LaneKind::Bulk),
     }
 }
 

@@ -258,6 +258,13 @@ impl Transport {
         socket::tcp_state(&self.table.get(conn).filter(|conn| conn.state == State::Up)?.fd)
     }
 
+    /// Lets the peer have no more than `bytes` under way on a connection; `None`: as much as TCP likes.
+    pub fn set_credit(&mut self, conn: ConnId, bytes: Option<u32>) {
+        if let Some(conn) = self.table.get(conn) {
+            socket::set_window(&conn.fd, bytes);
+        }
+    }
+
     /// The options of a lane.
     #[must_use]
     pub const fn options(&self, lane: LaneKind) -> &LaneOptions {

@@ -42,6 +42,18 @@ sockopt_impl!(
     u64
 );
 
+sockopt_impl!(
+    /// How many bytes TCP offers to receive at most, beyond those that were received.
+    TcpWindowClamp,
+    SetOnly,
+    libc::IPPROTO_TCP,
+    libc::TCP_WINDOW_CLAMP,
+    libc::c_int
+);
+
+/// More than any window that TCP offers by itself.
+const ANY_WINDOW_BYTES: u32 = 1 << 30;
+
 /// The head of the kernel's `tcp_info`, which only grows at its end.
 const TCP_INFO_BYTES: usize = 168;
 
@@ -146,6 +158,14 @@ pub(super) fn read_back(fd: &impl AsFd) -> Marks {
     let notsent_lowat_bytes = TcpNotsentLowat.get(fd).ok().filter(|bytes| *bytes > 0 && *bytes < u32::MAX);
     let pacing_bytes_per_s = MaxPacingRate.get(fd).ok().filter(|rate| *rate > 0 && *rate < u64::MAX);
     Marks { dscp, priority, congestion, user_timeout_ms, notsent_lowat_bytes, pacing_bytes_per_s }
+}
+
+/// Bounds the window that is offered to the peer; what was offered already stands.
+pub(super) fn set_window(fd: &impl AsFd, bytes: Option<u32>) {
+    let bytes = libc::c_int::try_from(bytes.unwrap_or(ANY_WINDOW_BYTES)).unwrap_or(libc::c_int::MAX);
+    if let Err(error) = TcpWindowClamp.set(fd, &bytes) {
+        tracing::debug!(%error, "the kernel refused TCP_WINDOW_CLAMP");
+    }
 }
 
 /// What TCP measured; `None` where the kernel does not say.

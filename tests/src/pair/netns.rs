@@ -44,6 +44,8 @@ pub struct Network {
     family: Family,
     /// The namespaces of A and B.
     names: [String; 2],
+    /// The namespace of the router between them, where there is one.
+    router: Option<String>,
 }
 
 fn ip(arguments: &str) -> Result<(), String> {
@@ -67,7 +69,7 @@ impl Network {
     pub fn new(family: Family) -> Result<Self, String> {
         static COUNT: AtomicU32 = AtomicU32::new(0);
         let tag = format!("rp{}-{}", std::process::id(), COUNT.fetch_add(1, Ordering::Relaxed));
-        let network = Self { family, names: [format!("{tag}a"), format!("{tag}b")] };
+        let network = Self { family, names: [format!("{tag}a"), format!("{tag}b")], router: None };
         for name in &network.names {
             ip(&format!("netns add {name}"))?;
             ip(&format!("-n {name} link set lo up"))?;
@@ -85,6 +87,37 @@ impl Network {
                 ip(&format!("-n {name} addr add {address}/{bits} dev c{cable}"))?;
                 ip(&format!("-n {name} link set c{cable} up"))?;
             }
+        }
+        network.heal();
+        Ok(network)
+    }
+
+    /// As [`Self::new`] for IPv4, with a router in the middle of the main cable, which passes on `rate` (as `tc` writes it)
+    /// each way and queues up to `queue_bytes`.
+    ///
+    /// # Errors
+    /// As [`Self::new`]; or this kernel has no token bucket filter.
+    pub fn narrow(rate: &str, queue_bytes: u32) -> Result<Self, String> {
+        let mut network = Self::new(Family::V4)?;
+        let router = format!("{}r", network.names[0].trim_end_matches('a'));
+        ip(&format!("netns add {router}"))?;
+        network.router = Some(router.clone());
+        ip(&format!("-n {} link del c0", network.names[0]))?;
+        for (host, name) in network.names.iter().enumerate() {
+            // The router answers for the other host.
+            let (near, far) = (mac(host, 0), mac(1 - host, 0));
+            ip(&format!(
+                "link add c0 netns {name} address {near} type veth peer name c{host} netns {router} address {far}"
+            ))?;
+            let address = network.address(host, 0);
+            ip(&format!("-n {name} addr add {address}/24 dev c0"))?;
+            ip(&format!("-n {name} link set c0 up"))?;
+            ip(&format!("-n {router} link set c{host} up"))?;
+            ip(&format!("-n {router} route add {address} dev c{host}"))?;
+            ip(&format!("-n {router} neigh replace {address} lladdr {near} dev c{host} nud permanent"))?;
+            ip(&format!("netns exec {router} sysctl -qw net.ipv4.ip_forward=1"))?;
+            let shape = format!("qdisc add dev c{host} root tbf rate {rate} burst 10kb limit {queue_bytes}");
+            ip(&format!("netns exec {router} tc {shape}"))?;
         }
         network.heal();
         Ok(network)
@@ -172,7 +205,7 @@ impl Network {
 
 impl Drop for Network {
     fn drop(&mut self) {
-        for name in &self.names {
+        for name in self.names.iter().chain(&self.router) {
             if let Err(error) = ip(&format!("netns del {name}")) {
                 eprintln!("{error}");
             }
