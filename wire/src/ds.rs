@@ -1,6 +1,6 @@
 //! The values of the directory-services tree: paths, attribute values, objects and changes (interface §4).
 
-use std::{collections::BTreeMap, fmt, sync::Arc};
+use std::{cmp::Ordering, fmt, sync::Arc};
 
 use crate::id::Version;
 
@@ -98,8 +98,33 @@ impl DsPath {
         match text.strip_prefix('/') {
             None => Err(PathError::Form(text.into())),
             Some("") => Ok(Self::root()),
-            Some(rest) => Self::from_components(rest.split('/')),
+            Some(rest) => Self::usual(text).map_or_else(|| Self::from_components(rest.split('/')), Ok),
         }
+    }
+
+    /// The path of a text of the usual kind: ASCII and short. Nothing is allocated but the path. `None`: it is of
+    /// another kind, or none at all.
+    fn usual(text: &str) -> Option<Self> {
+        /// Each component has its slash in the text, and its `\0` in the key.
+        const ROOM: usize = 1 + MAX_NAME_BYTES;
+        let bytes = text.as_bytes();
+        if bytes.len() > ROOM {
+            return None;
+        }
+        let mut key = [0; ROOM];
+        let mut depth = 0;
+        for component in bytes.split(|byte| *byte == b'/').skip(1) {
+            let bad = |byte: &u8| !byte.is_ascii() || byte.is_ascii_control();
+            if component.iter().any(bad) || matches!(component, b"" | b"." | b"..") {
+                return None;
+            }
+            depth += 1;
+        }
+        for (folded, byte) in key.iter_mut().zip(&bytes[1..]) {
+            *folded = if *byte == b'/' { 0 } else { byte.to_ascii_lowercase() };
+        }
+        let key = std::str::from_utf8(&key[..bytes.len()]).ok()?;
+        (depth <= MAX_DEPTH).then(|| Self { text: text.into(), key: key.into() })
     }
 
     /// Builds a path from its components.
@@ -252,9 +277,143 @@ pub enum Value {
     },
 }
 
-/// The attributes of an object: names keep their case and are found regardless of it, as paths are; each has at
-/// least one value. Keyed by the folded name.
-pub type Attributes = BTreeMap<Arc<str>, Attribute>;
+/// Compares two names regardless of case, as their folded forms compare (REP-125).
+#[must_use]
+pub fn cmp_folded(a: &str, b: &str) -> Ordering {
+    if a == b {
+        Ordering::Equal
+    } else if a.is_ascii() && b.is_ascii() {
+        a.bytes().map(|byte| byte.to_ascii_lowercase()).cmp(b.bytes().map(|byte| byte.to_ascii_lowercase()))
+    } else {
+        a.chars().flat_map(char::to_lowercase).cmp(b.chars().flat_map(char::to_lowercase))
+    }
+}
+
+/// The attributes of an object: names keep their case and are found regardless of it, as paths are.
+///
+/// Always in the order of their folded names, each name once. Objects have a few, so they lie side by side: a map's
+/// nodes took 640 bytes an object, and a turn each of the allocator.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Attributes(Vec<Attribute>);
+
+impl Attributes {
+    /// From so many on, changes are sorted and merged: one after the other each would move what lies behind it.
+    const MANY: usize = 8;
+
+    /// None.
+    #[must_use]
+    pub const fn new() -> Self {
+        Self(Vec::new())
+    }
+
+    /// How many there are.
+    #[must_use]
+    pub const fn len(&self) -> usize {
+        self.0.len()
+    }
+
+    /// Whether there is none.
+    #[must_use]
+    pub const fn is_empty(&self) -> bool {
+        self.0.is_empty()
+    }
+
+    /// All of them, in the order of their folded names.
+    pub fn iter(&self) -> std::slice::Iter<'_, Attribute> {
+        self.0.iter()
+    }
+
+    /// The attribute of this name, whatever its case.
+    #[must_use]
+    pub fn get(&self, name: &str) -> Option<&Attribute> {
+        self.find(name).ok().map(|index| &self.0[index])
+    }
+
+    /// Appends an attribute whose name comes after all others; where it does not: how it compares with the last.
+    ///
+    /// # Errors
+    /// `Equal`: the name is there already; `Less`: it belongs further ahead. Nothing has changed.
+    pub fn push(&mut self, attribute: Attribute) -> Result<(), Ordering> {
+        match self.0.last().map(|last| cmp_folded(&attribute.name, &last.name)) {
+            None | Some(Ordering::Greater) => {
+                self.0.push(attribute);
+                Ok(())
+            }
+            Some(order) => Err(order),
+        }
+    }
+
+    /// Carries changes in: each takes the place of the values of its name, which keeps its case, or goes where it has
+    /// no values. With `replace`, names that are not among the changes go as well.
+    pub fn merge(&mut self, changes: &[Attribute], replace: bool) {
+        if changes.len() >= Self::MANY {
+            return self.merge_many(changes, replace);
+        }
+        if replace {
+            self.0.retain(|kept| changes.iter().any(|change| cmp_folded(&change.name, &kept.name).is_eq()));
+        }
+        for change in changes {
+            match self.find(&change.name) {
+                Ok(index) if change.values.is_empty() => drop(self.0.remove(index)),
+                Ok(index) => self.0[index].values.clone_from(&change.values),
+                Err(_) if change.values.is_empty() => {}
+                Err(index) => {
+                    // A vector's first allocation would be for four.
+                    self.0.reserve_exact(1);
+                    self.0.insert(index, change.clone());
+                }
+            }
+        }
+    }
+
+    fn merge_many(&mut self, changes: &[Attribute], replace: bool) {
+        let mut sorted: Vec<&Attribute> = changes.iter().collect();
+        sorted.sort_by(|a, b| cmp_folded(&a.name, &b.name));
+        let mut kept = std::mem::take(&mut self.0).into_iter().peekable();
+        for change in sorted {
+            while let Some(before) = kept.next_if(|kept| cmp_folded(&kept.name, &change.name).is_lt()) {
+                if !replace {
+                    self.0.push(before);
+                }
+            }
+            let present = kept.next_if(|kept| cmp_folded(&kept.name, &change.name).is_eq());
+            if !change.values.is_empty() {
+                let name = present.map_or_else(|| Arc::clone(&change.name), |present| present.name);
+                self.0.push(Attribute { name, values: change.values.clone() });
+            }
+        }
+        if !replace {
+            self.0.extend(kept);
+        }
+    }
+
+    fn find(&self, name: &str) -> Result<usize, usize> {
+        self.0.binary_search_by(|attribute| cmp_folded(&attribute.name, name))
+    }
+}
+
+impl<'a> IntoIterator for &'a Attributes {
+    type Item = &'a Attribute;
+    type IntoIter = std::slice::Iter<'a, Attribute>;
+
+    fn into_iter(self) -> Self::IntoIter {
+        self.iter()
+    }
+}
+
+impl FromIterator<Attribute> for Attributes {
+    /// In any order; of several with one name, the last.
+    fn from_iter<T: IntoIterator<Item = Attribute>>(attributes: T) -> Self {
+        let mut all = Self::new();
+        for attribute in attributes {
+            match all.find(&attribute.name) {
+                Ok(index) => all.0[index] = attribute,
+                Err(index) => all.0.insert(index, attribute),
+            }
+        }
+        all
+    }
+}
 
 /// A name and its values, in the order they were given.
 #[derive(Clone, Debug, PartialEq, Eq)]

@@ -3,7 +3,7 @@
 //! Always: what is decoded keeps every rule of its type (paths re-parsed, names checked, no value twice), and what is
 //! encoded can be decoded again. Never: a meaning given to an interaction's bytes, which pass through as they are.
 
-use std::{collections::HashSet, sync::Arc};
+use std::{cmp::Ordering, collections::HashSet, sync::Arc};
 
 use crate::{
     codec::{Codec, DecodeError, Reader, Writer, prefix},
@@ -22,6 +22,8 @@ pub const MAX_RECORD_BYTES: usize = MAX_PLAIN_BYTES - 16;
 pub const MAX_REASON_BYTES: usize = 255;
 /// The greatest count of attributes in a change or object, and of values in an attribute.
 pub const MAX_LIST: usize = 65_536;
+/// For so many elements of a list room is made at once: a count proves nothing.
+const AT_ONCE: usize = 16;
 
 /// One record of a history.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -126,16 +128,7 @@ impl Codec for Record {
                 w.raw(id);
                 w.blob(bytes);
             }
-            Self::Ds { part, change } => {
-                w.u8(tag::DS
-                    | match part {
-                        Part::Whole => 0,
-                        Part::Begin => 1,
-                        Part::Middle => 2,
-                        Part::End => 3,
-                    });
-                change.encode(w);
-            }
+            Self::Ds { part, change } => encode_change(*part, change, w),
         }
     }
 
@@ -169,6 +162,18 @@ impl Codec for Record {
     }
 }
 
+/// Encodes the record of a change, as [`Record::Ds`] does, without making one.
+pub fn encode_change(part: Part, change: &Change, w: &mut Writer<'_>) {
+    w.u8(tag::DS
+        | match part {
+            Part::Whole => 0,
+            Part::Begin => 1,
+            Part::Middle => 2,
+            Part::End => 3,
+        });
+    change.encode(w);
+}
+
 impl Codec for Change {
     const NAME: &'static str = "change";
 
@@ -198,7 +203,10 @@ impl Codec for Change {
                 let class = r.option("change.class", read_class)?;
                 let replace = r.bool("change.replace")?;
                 let count = r.count("change.attributes", MAX_LIST, 3)?;
-                let attributes: Vec<_> = (0..count).map(|_| Attribute::decode(r)).collect::<Result<_, _>>()?;
+                let mut attributes = Vec::with_capacity(count.min(AT_ONCE));
+                for _ in 0..count {
+                    attributes.push(Attribute::decode(r)?);
+                }
                 // A change of one attribute, the usual one, pays nothing for this.
                 let mut names = HashSet::new();
                 let repeated = attributes.iter().find(|attribute| count > 1 && !names.insert(fold(&attribute.name)));
@@ -228,7 +236,7 @@ impl Codec for Attribute {
         let name = r.text("attribute.name", MAX_NAME_BYTES)?;
         check_name(name).map_err(|e| DecodeError::Invalid { what: "attribute.name", why: e.to_string() })?;
         let count = r.count("attribute.values", MAX_LIST, 2)?;
-        let mut values = Vec::new();
+        let mut values = Vec::with_capacity(count.min(AT_ONCE));
         for _ in 0..count {
             values.push(Value::decode(r)?);
         }
@@ -289,7 +297,7 @@ impl Codec for Object {
         w.text(&self.class);
         w.version(self.version);
         w.count(self.attributes.len());
-        for attribute in self.attributes.values() {
+        for attribute in &self.attributes {
             attribute.encode(w);
         }
     }
@@ -301,20 +309,14 @@ impl Codec for Object {
         let mut attributes = Attributes::new();
         for _ in 0..r.count("object.attributes", MAX_LIST, 3)? {
             let attribute = Attribute::decode(r)?;
-            let key = fold(&attribute.name);
-            let what = "object.attributes";
+            let (what, name) = ("object.attributes", Arc::clone(&attribute.name));
             if attribute.values.is_empty() {
-                let why = format!("attribute {:?} has no value", attribute.name);
-                return Err(DecodeError::Invalid { what, why });
+                return Err(DecodeError::Invalid { what, why: format!("attribute {name:?} has no value") });
             }
-            match attributes.last_key_value() {
-                Some((last, _)) if *last == key => return Err(twice(what, &attribute.name)),
-                Some((last, _)) if *last > key => {
-                    let why = format!("attribute {:?} is out of order", attribute.name);
-                    return Err(DecodeError::Invalid { what, why });
-                }
-                _ => attributes.insert(key, attribute),
-            };
+            attributes.push(attribute).map_err(|order| match order {
+                Ordering::Equal => twice(what, &name),
+                _ => DecodeError::Invalid { what, why: format!("attribute {name:?} is out of order") },
+            })?;
         }
         Ok(Self { path, class, attributes, version })
     }

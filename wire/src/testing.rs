@@ -105,7 +105,7 @@ pub fn any_object() -> impl Strategy<Value = Object> {
         |(path, class, attributes, (epoch, seq))| Object {
             path,
             class: class.into(),
-            attributes: attributes.into_iter().map(|attribute| (fold(&attribute.name), attribute)).collect(),
+            attributes: attributes.into_iter().collect(),
             version: Version { epoch: Epoch(epoch), seq: Seq(seq) },
         },
     )

@@ -216,7 +216,7 @@ impl DivergenceArchive {
         let values = records
             .iter()
             .filter_map(|record| record.object.as_ref())
-            .flat_map(|object| object.attributes.values().flat_map(|attribute| &attribute.values));
+            .flat_map(|object| object.attributes.iter().flat_map(|attribute| &attribute.values));
         Ok(values
             .filter_map(|value| match value {
                 Value::Content { id, .. } => Some(*id),

@@ -38,7 +38,7 @@ pub fn of_object(object: &Object) -> Digest {
     };
     part(b'p', object.path.as_str().as_bytes());
     part(b'c', object.class.as_bytes());
-    for attribute in object.attributes.values() {
+    for attribute in object.attributes.iter() {
         part(b'a', attribute.name.as_bytes());
         for value in &attribute.values {
             match value {

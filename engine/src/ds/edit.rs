@@ -4,14 +4,13 @@
 //! and applying all of them, in order, to the tree they were resolved against succeeds. A transaction resolves whole or
 //! not at all, every bad operation named by its number. Never: IO, or a decision about roles — a backup refuses elsewhere.
 
-use std::{
-    collections::{BTreeMap, HashSet},
-    sync::Arc,
-};
+use std::{collections::HashSet, sync::Arc};
 
 use ringpair_wire::{
     codec::MAX_PATH_BYTES,
-    ds::{self, Attribute, Attributes, CONTENT_FROM_BYTES, Change, DsPath, MAX_NAME_BYTES, PathError, Value, fold},
+    ds::{
+        self, Attribute, Attributes, CONTENT_FROM_BYTES, Change, DsPath, MAX_NAME_BYTES, PathError, Value, cmp_folded,
+    },
     id::{Seq, Version},
     record::{MAX_LIST, MAX_RECORD_BYTES},
 };
@@ -207,24 +206,24 @@ fn list(errors: &[LineError], count: u64) -> String {
 ///
 /// # Errors
 /// [`EditError`]; the tree has not changed.
-pub fn resolve(tree: &TreeSnapshot, operation: &Operation) -> Result<Option<Change>, EditError> {
+pub fn resolve(tree: &TreeSnapshot, operation: Operation) -> Result<Option<Change>, EditError> {
     match operation {
         Operation::Put { path, .. } if path.is_root() => Err(EditError::Root),
         Operation::Put { path, class, replace, attributes } => {
-            put(tree, path, class.as_deref(), *replace, attributes).map(Some)
+            put(tree, path, class.as_deref(), replace, attributes).map(Some)
         }
         Operation::Remove { path, recursive, missing_ok } => {
             if path.is_root() && !recursive {
                 return Err(EditError::Root);
             }
-            if !path.is_root() && tree.get(path).is_none() {
+            if !path.is_root() && tree.get(&path).is_none() {
                 let near = path.parent().unwrap_or_else(DsPath::root);
-                return if *missing_ok { Ok(None) } else { Err(EditError::NotFound(path.clone(), near)) };
+                return if missing_ok { Ok(None) } else { Err(EditError::NotFound(path, near)) };
             }
-            if !recursive && let Some(child) = tree.children(path).next() {
-                return Err(EditError::HasChildren(path.clone(), child.path.clone()));
+            if !recursive && let Some(child) = tree.children(&path).next() {
+                return Err(EditError::HasChildren(path, child.path.clone()));
             }
-            Ok(Some(Change::Remove { path: path.clone() }))
+            Ok(Some(Change::Remove { path }))
         }
     }
 }
@@ -242,10 +241,16 @@ pub fn resolve_all(tree: &TreeSnapshot, operations: Vec<(u64, Operation)>) -> Re
 
 /// A transaction being resolved some operations at a time, so that one of a million does not hold up its thread. The
 /// tree must not change meanwhile.
+///
+/// A put sees of those before it only what they did to its own object. So changes are carried into the copy of the tree
+/// when an operation needs to see them, or when the copy is what is wanted: most transactions put each object once.
 pub struct Resolution {
+    /// The tree with the first [`seen`](Self::seen) changes.
     state: TreeSnapshot,
+    seen: usize,
     operations: std::vec::IntoIter<(u64, Operation)>,
-    /// Whether a later operation could see what an earlier one did.
+    /// The objects put so far, where a later operation could see what an earlier one did.
+    put: HashSet<DsPath>,
     several: bool,
     /// The version of the first change, where the state is to be kept.
     first: Option<Version>,
@@ -271,8 +276,9 @@ impl Resolution {
     pub fn new(tree: TreeSnapshot, operations: Vec<(u64, Operation)>) -> Self {
         let several = operations.len() > 1;
         let errors = TransactionError::none();
-        let (changes, applied) = (Vec::new(), Vec::new());
-        Self { state: tree, operations: operations.into_iter(), several, first: None, changes, applied, errors }
+        let (changes, applied, put) = (Vec::with_capacity(operations.len()), Vec::new(), HashSet::new());
+        let operations = operations.into_iter();
+        Self { state: tree, seen: 0, operations, put, several, first: None, changes, applied, errors }
     }
 
     /// As [`new`](Self::new), for a transaction whose first change gets the version `first`, and the others those after
@@ -284,22 +290,41 @@ impl Resolution {
 
     /// Resolves up to `count` more operations, a few microseconds each. True: that was all.
     pub fn step(&mut self, count: usize) -> bool {
-        for (line, operation) in self.operations.by_ref().take(count) {
-            match resolve(&self.state, &operation) {
+        for _ in 0..count {
+            let Some((line, operation)) = self.operations.next() else { break };
+            if self.first.is_some() || (self.several && self.sees_others(&operation)) {
+                self.catch_up();
+            }
+            match resolve(&self.state, operation) {
                 Ok(None) => {}
-                Ok(Some(change)) => {
-                    if let Some(first) = self.first {
-                        let version = Version { seq: Seq(first.seq.0 + self.changes.len() as u64), ..first };
-                        self.applied.push(self.state.apply(&change, version));
-                    } else if self.several {
-                        self.state.apply(&change, Version::default());
-                    }
-                    self.changes.push(change);
-                }
+                Ok(Some(change)) => self.changes.push(change),
                 Err(error) => self.errors.push(line, error),
             }
         }
+        if self.first.is_some() {
+            self.catch_up();
+        }
         self.operations.len() == 0
+    }
+
+    /// Whether what was done before could show in this operation: in a removal, and in a put of an object that was put.
+    fn sees_others(&mut self, operation: &Operation) -> bool {
+        match operation {
+            Operation::Put { path, .. } => !self.put.insert(path.clone()),
+            Operation::Remove { .. } => true,
+        }
+    }
+
+    /// Carries the changes so far into the copy of the tree.
+    fn catch_up(&mut self) {
+        for (index, change) in self.changes.iter().enumerate().skip(self.seen) {
+            let version = self.first.map(|first| Version { seq: Seq(first.seq.0 + index as u64), ..first });
+            let applied = self.state.apply(change, version.unwrap_or_default());
+            if version.is_some() {
+                self.applied.push(applied);
+            }
+        }
+        self.seen = self.changes.len();
     }
 
     /// Everything of a [`numbered`](Self::numbered) transaction.
@@ -315,49 +340,48 @@ impl Resolution {
 
 fn put(
     tree: &TreeSnapshot,
-    path: &DsPath,
+    path: DsPath,
     class: Option<&str>,
     replace: bool,
-    edits: &[(String, ValueEdit)],
+    edits: Vec<(String, ValueEdit)>,
 ) -> Result<Change, EditError> {
     if let Some(class) = class {
         check_class(class)?;
     }
-    let existing = tree.get(path);
     let none = Attributes::new();
-    let present = existing.map_or(&none, |entry| &entry.attributes);
-    let mut resolved = BTreeMap::new();
+    let present = tree.get(&path).map_or(&none, |entry| &entry.attributes);
+    let mut attributes: Vec<Attribute> = Vec::with_capacity(edits.len());
     for (name, edit) in edits {
-        check_name(name)?;
-        let key = fold(name);
-        let now = present.get(&key).map_or(&[][..], |attribute| &attribute.values[..]);
-        let attribute = Attribute { name: name.as_str().into(), values: values_after(name, now, edit)? };
-        if attribute.values.len() > MAX_LIST {
+        check_name(&name)?;
+        let now = match &edit {
+            ValueEdit::Add(_) | ValueEdit::Remove(_) => present.get(&name).map_or(&[][..], |now| &now.values),
+            ValueEdit::Set(_) | ValueEdit::Unset => &[],
+        };
+        let values = values_after(&name, now, edit)?;
+        if values.len() > MAX_LIST {
             return Err(EditError::Values {
-                name: name.clone(),
-                problem: format!("{} values, more than {MAX_LIST}", attribute.values.len()),
+                name,
+                problem: format!("{} values, more than {MAX_LIST}", values.len()),
                 hint: "an object for each of them below this one",
             });
         }
-        if resolved.insert(key, attribute).is_some() {
-            return Err(EditError::Twice(name.clone()));
-        }
+        attributes.push(Attribute { name: name.into(), values });
     }
-    let kept = present.iter().filter(|(key, _)| !replace && !resolved.contains_key(*key)).map(|(_, kept)| kept);
-    let bytes = kept.chain(resolved.values()).map(attribute_bytes).sum();
+    attributes.sort_by(|a, b| cmp_folded(&a.name, &b.name));
+    if let Some(pair) = attributes.windows(2).find(|pair| cmp_folded(&pair[0].name, &pair[1].name).is_eq()) {
+        return Err(EditError::Twice(pair[1].name.to_string()));
+    }
+    let named = |kept: &&Attribute| attributes.binary_search_by(|named| cmp_folded(&named.name, &kept.name)).is_ok();
+    let kept = present.iter().filter(|kept| !replace && !named(kept));
+    let bytes = kept.chain(&attributes).map(attribute_bytes).sum();
     if bytes > MAX_OBJECT_BYTES {
-        return Err(EditError::TooLarge { path: path.clone(), bytes });
+        return Err(EditError::TooLarge { path, bytes });
     }
-    Ok(Change::Put {
-        path: path.clone(),
-        class: class.map(Arc::from),
-        replace,
-        attributes: resolved.into_values().collect(),
-    })
+    Ok(Change::Put { path, class: class.map(Arc::from), replace, attributes })
 }
 
 /// The values of an attribute after an edit; empty: the attribute goes.
-fn values_after(name: &str, now: &[Value], edit: &ValueEdit) -> Result<Vec<Value>, EditError> {
+fn values_after(name: &str, now: &[Value], edit: ValueEdit) -> Result<Vec<Value>, EditError> {
     match edit {
         ValueEdit::Unset => Ok(Vec::new()),
         ValueEdit::Set(values) => {
@@ -368,20 +392,22 @@ fn values_after(name: &str, now: &[Value], edit: &ValueEdit) -> Result<Vec<Value
                     hint: "null in place of the list to remove the attribute",
                 });
             }
-            let mut sorted: Vec<&Value> = values.iter().collect();
-            sorted.sort();
-            if sorted.windows(2).any(|pair| pair[0] == pair[1]) {
-                return Err(EditError::Values {
-                    name: name.into(),
-                    problem: "a value stands twice".into(),
-                    hint: "each value once",
-                });
+            if values.len() > 1 {
+                let mut sorted: Vec<&Value> = values.iter().collect();
+                sorted.sort();
+                if sorted.windows(2).any(|pair| pair[0] == pair[1]) {
+                    return Err(EditError::Values {
+                        name: name.into(),
+                        problem: "a value stands twice".into(),
+                        hint: "each value once",
+                    });
+                }
             }
-            Ok(values.clone())
+            Ok(values)
         }
         ValueEdit::Add(values) => {
             let mut seen = HashSet::new();
-            Ok(now.iter().chain(values).filter(|value| seen.insert(*value)).cloned().collect())
+            Ok(now.iter().chain(&values).filter(|value| seen.insert(*value)).cloned().collect())
         }
         ValueEdit::Remove(values) => {
             let gone: HashSet<&Value> = values.iter().collect();
@@ -448,7 +474,7 @@ mod tests {
     #[test]
     fn single_values_become_whole_lists() {
         let tree = tree(&["/C/alice groups=Sales,Support"]);
-        let of = |edit| values(resolve(&tree, &put("/C/alice", &[("Groups", edit)])).unwrap());
+        let of = |edit| values(resolve(&tree, put("/C/alice", &[("Groups", edit)])).unwrap());
         assert_eq!(of(ValueEdit::Add(vec![text("IT"), text("Sales")])), [text("Sales"), text("Support"), text("IT")]);
         assert_eq!(of(ValueEdit::Remove(vec![text("Sales"), text("none")])), [text("Support")]);
         assert_eq!(of(ValueEdit::Remove(vec![text("Sales"), text("Support")])), []);
@@ -459,7 +485,7 @@ mod tests {
     #[test]
     fn bad_edits_name_what_is_wrong_and_what_to_try() {
         let tree = tree(&["/C/alice x=1", "/C/alice/below x=1"]);
-        let error = |operation: &Operation| resolve(&tree, operation).unwrap_err().to_string();
+        let error = |operation: &Operation| resolve(&tree, operation.clone()).unwrap_err().to_string();
         let set = |list: &[&str]| ValueEdit::Set(list.iter().map(|value| text(value)).collect());
         for (operation, expected) in [
             (put("/", &[]), "is the root"),
@@ -476,9 +502,9 @@ mod tests {
         }
         let class = Operation::Put { path: path("/a"), class: Some("a\nb".into()), replace: false, attributes: vec![] };
         assert!(error(&class).contains("class \"a\\nb\""), "{}", error(&class));
-        assert_eq!(resolve(&tree, &remove("/C/bob", false, true)), Ok(None));
-        assert!(resolve(&tree, &remove("/C/ALICE", true, false)).is_ok(), "REP-125");
-        assert!(resolve(&tree, &remove("/", true, false)).is_ok());
+        assert_eq!(resolve(&tree, remove("/C/bob", false, true)), Ok(None));
+        assert!(resolve(&tree, remove("/C/ALICE", true, false)).is_ok(), "REP-125");
+        assert!(resolve(&tree, remove("/", true, false)).is_ok());
     }
 
     #[test]
@@ -486,15 +512,15 @@ mod tests {
         let mut state = tree(&[]);
         let big = |n: usize| ValueEdit::Set(vec![text(&"x".repeat(CONTENT_FROM_BYTES - n))]);
         for n in 0..14 {
-            let change = resolve(&state, &put("/a", &[(&format!("n{n}"), big(n))])).unwrap().unwrap();
+            let change = resolve(&state, put("/a", &[(&format!("n{n}"), big(n))])).unwrap().unwrap();
             state.apply(&change, Version::default());
         }
-        let error = resolve(&state, &put("/a", &[("n14", big(14)), ("n15", big(15))])).unwrap_err();
+        let error = resolve(&state, put("/a", &[("n14", big(14)), ("n15", big(15))])).unwrap_err();
         assert!(matches!(error, EditError::TooLarge { bytes, .. } if bytes > MAX_OBJECT_BYTES), "{error}");
         let whole = put("/a", &[("n14", big(14)), ("n0", ValueEdit::Unset)]);
-        assert!(resolve(&state, &whole).is_ok(), "what goes makes room");
+        assert!(resolve(&state, whole).is_ok(), "what goes makes room");
         let many = (0..MAX_LIST + 1).map(|n| text(&n.to_string())).collect();
-        let error = resolve(&state, &put("/b", &[("x", ValueEdit::Set(many))])).unwrap_err();
+        let error = resolve(&state, put("/b", &[("x", ValueEdit::Set(many))])).unwrap_err();
         assert!(error.to_string().contains("65537 values"), "{error}");
     }
 

@@ -58,7 +58,7 @@ pub fn children(tree: &TreeSnapshot, path: &DsPath) -> Option<Json> {
 pub fn summary(object: &Object) -> Json {
     let attributes: Map<String, Json> = object
         .attributes
-        .values()
+        .iter()
         .map(|attribute| (attribute.name.to_string(), attribute.values.iter().map(value_summary).collect()))
         .collect();
     json!({
@@ -193,7 +193,7 @@ fn push_object(pieces: &mut VecDeque<Piece>, object: &Object) {
     line.extend_from_slice(b",\"class\":");
     push_text(&mut line, &object.class);
     line.extend_from_slice(b",\"attributes\":{");
-    for (index, attribute) in object.attributes.values().enumerate() {
+    for (index, attribute) in object.attributes.iter().enumerate() {
         if index > 0 {
             line.push(b',');
         }

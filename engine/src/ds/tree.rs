@@ -13,7 +13,7 @@ use std::{
 
 use imbl::{OrdMap, ordmap::DiffItem};
 use ringpair_wire::{
-    ds::{Attribute, Change, ContentId, DsPath, Object, Value, fold},
+    ds::{Attribute, Change, ContentId, DsPath, Object, Value},
     id::{Position, Version},
 };
 
@@ -45,7 +45,7 @@ impl Entry {
 
     /// The contents that the object's values refer to.
     pub fn contents(&self) -> impl Iterator<Item = (ContentId, u64)> + '_ {
-        self.object.attributes.values().flat_map(|attribute| &attribute.values).filter_map(|value| match value {
+        self.object.attributes.iter().flat_map(|attribute| &attribute.values).filter_map(|value| match value {
             Value::Content { id, len, .. } => Some((*id, *len)),
             Value::Text(_) | Value::Bytes(_) => None,
         })
@@ -235,11 +235,16 @@ impl TreeSnapshot {
         match change {
             Change::Put { path, .. } if path.is_root() => Applied::default(),
             Change::Put { path, class, replace, attributes } => {
-                let parents = if self.map.contains_key(path.key()) { Vec::new() } else { self.create(path, version) };
-                let object = self.map.get_mut(path.key()).map(|slot| {
+                let put = |slot: &mut Arc<Entry>| {
                     merge(Arc::make_mut(slot).edit(), class.as_ref(), *replace, attributes, version);
                     Arc::clone(slot)
-                });
+                };
+                // Nearly always it is there.
+                if let Some(slot) = self.map.get_mut(path.key()) {
+                    return Applied { object: Some(put(slot)), parents: Vec::new(), removed: Vec::new() };
+                }
+                let parents = self.create(path, version);
+                let object = self.map.get_mut(path.key()).map(put);
                 Applied { object, parents, removed: Vec::new() }
             }
             Change::Remove { path } => {
@@ -417,23 +422,11 @@ fn in_case_of(ancestor: &DsPath, path: &DsPath) -> DsPath {
 
 /// Carries a put into an object.
 fn merge(object: &mut Object, class: Option<&Arc<str>>, replace: bool, attributes: &[Attribute], version: Version) {
-    if let Some(class) = class {
+    // The one that is there is shared already with what else holds this class.
+    if let Some(class) = class.filter(|class| **class != object.class) {
         object.class = Arc::clone(class);
     }
-    if replace {
-        let named: Vec<Arc<str>> = attributes.iter().map(|attribute| fold(&attribute.name)).collect();
-        object.attributes.retain(|key, _| named.contains(key));
-    }
-    for attribute in attributes {
-        let key = fold(&attribute.name);
-        if attribute.values.is_empty() {
-            object.attributes.remove(&key);
-        } else if let Some(existing) = object.attributes.get_mut(&key) {
-            existing.values.clone_from(&attribute.values);
-        } else {
-            object.attributes.insert(key, attribute.clone());
-        }
-    }
+    object.attributes.merge(attributes, replace);
     object.version = version;
 }
 
@@ -475,7 +468,7 @@ mod tests {
         let applied = state.apply(&put("/a/b/C nAME=x third=3"), version(8));
         assert!(applied.parents.is_empty());
         let object = applied.object.unwrap();
-        let names: Vec<_> = object.attributes.values().map(|attribute| &*attribute.name).collect();
+        let names: Vec<_> = object.attributes.iter().map(|attribute| &*attribute.name).collect();
         assert_eq!((object.path.as_str(), names), ("/A/B/c", vec!["Name", "Other", "third"]), "case of creation");
         let Change::Put { path, attributes, .. } = put("/a/b/c other=9") else { panic!() };
         let replace = Change::Put { path, class: Some("K".into()), replace: true, attributes };

@@ -38,15 +38,43 @@ const STAGED_AT_ONCE: usize = 64;
 /// A long transaction: its first record, and the tree with what has come of it.
 type Copied = (Seq, TreeSnapshot);
 
+/// Records of so many bytes of frames, expanded, are kept decoded until they are applied; those of others are decoded
+/// again. Decoded, a record takes up to 25 times its bytes.
+const DECODED_BYTES: usize = 512 << 10;
+
 /// A frame that waits for its turn.
 #[derive(Debug)]
 struct Waiting {
     bytes: Shared,
     end: Position,
-    /// The contents that its records refer to.
-    contents: Vec<ContentRef>,
+    decoded: Decoded,
     /// How many of its records are applied.
     done: usize,
+}
+
+impl Waiting {
+    /// Whether it is applied in part.
+    fn is_begun(&self) -> bool {
+        self.done > 0
+    }
+}
+
+/// What a frame holds, all of it valid.
+#[derive(Debug, Default)]
+pub struct Decoded {
+    /// The contents that its records refer to, in their order.
+    pub contents: Vec<ContentRef>,
+    /// Its records, where there was room for them.
+    records: Option<std::vec::IntoIter<(Seq, Record)>>,
+    /// What they count for while they are kept.
+    plain_bytes: usize,
+}
+
+impl Decoded {
+    /// Keeps only what the records refer to.
+    pub fn drop_records(&mut self) {
+        (self.records, self.plain_bytes) = (None, 0);
+    }
 }
 
 /// A record's reference to a content of so many bytes.
@@ -76,6 +104,8 @@ pub struct Applier {
     expander: Decompressor,
     waiting: VecDeque<Waiting>,
     waiting_bytes: usize,
+    /// Of waiting frames whose records are kept.
+    decoded_bytes: usize,
     /// The changes of a transaction whose last record has not come.
     open: Vec<(Change, Version)>,
     /// A long one: the first record, and the state with everything of it that has come, `open` excepted.
@@ -102,6 +132,7 @@ impl Applier {
             expander: Decompressor::new(),
             waiting: VecDeque::new(),
             waiting_bytes: 0,
+            decoded_bytes: 0,
             open: Vec::new(),
             staged: None,
             applied,
@@ -136,6 +167,9 @@ impl Applier {
 
     /// Those of `contents` that are not stored; the others are held from now on (see [`ContentStore::hold`]).
     pub fn lacking(&self, contents: &[ContentRef]) -> Vec<ContentRef> {
+        if contents.is_empty() {
+            return Vec::new();
+        }
         let absent: HashSet<ContentId> =
             self.contents.hold(contents.iter().map(ContentRef::content)).into_iter().map(|(id, _)| id).collect();
         contents.iter().filter(|content| absent.contains(&content.id)).copied().collect()
@@ -214,18 +248,36 @@ impl Applier {
         let awaited = |content: &ContentRef| {
             self.missing.contains_key(&(content.seq, content.id)) && !self.gone.contains(&content.id)
         };
-        !self.missing.is_empty() && frame.contents.iter().any(awaited)
+        !self.missing.is_empty() && frame.decoded.contents.iter().any(awaited)
     }
 
-    /// The buffer that compressed frames are expanded into, for checking them.
-    pub fn expander(&mut self) -> &mut Decompressor {
-        &mut self.expander
+    /// Decodes every record of a frame that was received: a frame that passes is safe to journal (W-17). The records are
+    /// kept for [`push`](Self::push) where there is room.
+    ///
+    /// # Errors
+    /// The frame does not hold records.
+    pub fn decode(&mut self, frame: &CheckedFrame<'_>) -> Result<Decoded, FrameError> {
+        let header = frame.header();
+        let keep = self.decoded_bytes + header.plain_bytes() <= DECODED_BYTES;
+        let mut records = Vec::with_capacity(if keep { header.count() } else { 0 });
+        let mut contents = Vec::new();
+        for record in frame.records(&mut self.expander)? {
+            let (seq, record) = record?;
+            if let Record::Ds { change, .. } = &record {
+                contents.extend(contents_of(change).into_iter().map(|(id, len)| ContentRef { seq, id, len }));
+            }
+            if keep {
+                records.push((seq, record));
+            }
+        }
+        let (records, plain_bytes) = if keep { (Some(records.into_iter()), header.plain_bytes()) } else { (None, 0) };
+        Ok(Decoded { contents, records, plain_bytes })
     }
 
     /// Whether a transaction is open (its first records are known, its last is not), or a frame is applied in part.
     #[must_use]
     pub fn in_transaction(&self) -> bool {
-        !self.open.is_empty() || self.staged.is_some() || self.waiting.front().is_some_and(|frame| frame.done > 0)
+        !self.open.is_empty() || self.staged.is_some() || self.waiting.front().is_some_and(Waiting::is_begun)
     }
 
     /// How many bytes of frames wait.
@@ -253,8 +305,7 @@ impl Applier {
     pub fn replace(&mut self, state: TreeSnapshot) {
         let position = state.position();
         drop(self.tree.replace(state));
-        self.waiting.clear();
-        self.waiting_bytes = 0;
+        self.forget_waiting();
         self.open.clear();
         self.staged = None;
         self.missing.clear();
@@ -273,12 +324,18 @@ impl Applier {
         self.stopped = false;
     }
 
-    /// Queues a checked frame that follows the last one, with what it refers to and what of that is not stored here.
-    pub fn push(&mut self, bytes: Shared, end: Position, contents: Vec<ContentRef>, lacking: &[ContentRef]) {
+    /// Queues a checked frame that follows the last one, with what it holds and what of the contents is not stored here.
+    pub fn push(&mut self, bytes: Shared, end: Position, decoded: Decoded, lacking: &[ContentRef]) {
         self.waiting_bytes += bytes.len();
-        self.recent.extend(contents.iter().map(|content| (content.seq, content.id)));
+        self.decoded_bytes += decoded.plain_bytes;
+        self.recent.extend(decoded.contents.iter().map(|content| (content.seq, content.id)));
         self.missing.extend(lacking.iter().map(|content| ((content.seq, content.id), content.len)));
-        self.waiting.push_back(Waiting { bytes, end, contents, done: 0 });
+        self.waiting.push_back(Waiting { bytes, end, decoded, done: 0 });
+    }
+
+    fn forget_waiting(&mut self) {
+        self.waiting.clear();
+        (self.waiting_bytes, self.decoded_bytes) = (0, 0);
     }
 
     /// Applies waiting frames that end at or before `through`, at most about `budget_bytes` of them; whether any was.
@@ -289,18 +346,23 @@ impl Applier {
         let (mut budget, until) = (budget_bytes, Instant::now() + APPLY_FOR);
         let before = self.applied;
         while budget > 0 && Instant::now() < until && self.can_apply(through) {
-            let Some(next) = self.waiting.front() else { break };
-            let (bytes, end, done) = (next.bytes.clone(), next.end, next.done);
-            let done = self.apply_frame(&bytes, end, changes, done, Some(until))?;
-            if let Some(next) = self.waiting.front_mut().filter(|_| done.is_some()) {
-                next.done = done.unwrap_or_default();
-                break;
+            let Some(mut next) = self.waiting.pop_front() else { break };
+            let applied = self.apply_frame(&mut next, changes, Some(until));
+            if let Ok(true) = applied {
+                self.was_applied(&next);
+                budget = budget.saturating_sub(next.bytes.len());
+                continue;
             }
-            self.waiting.pop_front();
-            self.waiting_bytes -= bytes.len();
-            budget = budget.saturating_sub(bytes.len());
+            self.waiting.push_front(next);
+            applied?;
+            break;
         }
         Ok(self.applied > before)
+    }
+
+    fn was_applied(&mut self, frame: &Waiting) {
+        self.waiting_bytes -= frame.bytes.len();
+        self.decoded_bytes -= frame.decoded.plain_bytes;
     }
 
     /// Applies one frame at once, whatever contents are missing: replay at a start. What the state then refers to and is
@@ -308,11 +370,10 @@ impl Applier {
     ///
     /// # Errors
     /// As [`Self::turn`].
-    pub fn replay(&mut self, bytes: &[u8], end: Position, changes: &mut Changes) -> Result<(), FrameError> {
-        let frame = CheckedFrame::check(bytes)?;
-        let contents = contents_of_frame(&frame, &mut self.expander)?;
-        self.recent.extend(contents.iter().map(|content| (content.seq, content.id)));
-        self.apply_frame(bytes, end, changes, 0, None).map(drop)
+    pub fn replay(&mut self, bytes: Shared, end: Position, changes: &mut Changes) -> Result<(), FrameError> {
+        let decoded = self.decode(&CheckedFrame::check(&bytes)?)?;
+        self.recent.extend(decoded.contents.iter().map(|content| (content.seq, content.id)));
+        self.apply_frame(&mut Waiting { bytes, end, decoded, done: 0 }, changes, None).map(drop)
     }
 
     /// Applies all waiting frames through `through`, whatever contents are missing (promotion: nobody else can say it);
@@ -321,34 +382,52 @@ impl Applier {
     /// # Errors
     /// As [`Self::turn`].
     pub fn replay_waiting(&mut self, through: Seq, changes: &mut Changes) -> Result<(), FrameError> {
-        while let Some(frame) = self.waiting.pop_front_if(|frame| frame.end.seq <= through) {
-            self.waiting_bytes -= frame.bytes.len();
-            self.apply_frame(&frame.bytes, frame.end, changes, frame.done, None)?;
+        while let Some(mut frame) = self.waiting.pop_front_if(|frame| frame.end.seq <= through) {
+            self.was_applied(&frame);
+            self.apply_frame(&mut frame, changes, None)?;
         }
-        self.waiting.clear();
-        self.waiting_bytes = 0;
+        self.forget_waiting();
         // No more than is in the history.
         self.missing.retain(|(seq, _), _| *seq <= through);
         Ok(())
     }
 
-    /// Applies a frame's records from the one with index `from` on; with `until`, no longer than that: how many are
-    /// applied then, `None`: all.
+    /// Applies what is left of a frame's records; with `until`, no longer than that: whether that was all.
     fn apply_frame(
         &mut self,
-        bytes: &[u8],
+        frame: &mut Waiting,
+        changes: &mut Changes,
+        until: Option<Instant>,
+    ) -> Result<bool, FrameError> {
+        if let Some(records) = &mut frame.decoded.records {
+            let (count, all) = self.apply_records(&mut records.map(Ok), frame.end, changes, until)?;
+            frame.done += count;
+            return Ok(all);
+        }
+        let mut expander = std::mem::take(&mut self.expander);
+        let applied = CheckedFrame::check(&frame.bytes).and_then(|checked| {
+            let mut records = checked.records(&mut expander)?.skip(frame.done);
+            self.apply_records(&mut records, frame.end, changes, until)
+        });
+        self.expander = expander;
+        let (count, all) = applied?;
+        frame.done += count;
+        Ok(all)
+    }
+
+    /// Applies records of the frame that ends at `end`: how many, and whether there are no more.
+    fn apply_records(
+        &mut self,
+        records: &mut dyn Iterator<Item = Result<(Seq, Record), FrameError>>,
         end: Position,
         changes: &mut Changes,
-        from: usize,
         until: Option<Instant>,
-    ) -> Result<Option<usize>, FrameError> {
-        let frame = CheckedFrame::check(bytes)?;
-        let epoch = frame.header().epoch();
-        for (index, record) in frame.records(&mut self.expander)?.enumerate() {
+    ) -> Result<(usize, bool), FrameError> {
+        let mut count = 0;
+        for record in records {
             let (seq, record) = record?;
-            if index < from {
-                continue;
-            }
+            count += 1;
+            let epoch = end.epoch;
             if record.is_epoch() {
                 changes.note_epoch(epoch, seq);
             }
@@ -357,16 +436,16 @@ impl Applier {
             if self.open.is_empty() && self.staged.is_none() {
                 self.applied = seq;
             }
-            let late = (index + 1) % RECORDS_A_LOOK == 0 && until.is_some_and(|until| Instant::now() >= until);
+            let late = count % RECORDS_A_LOOK == 0 && until.is_some_and(|until| Instant::now() >= until);
             if late && seq < end.seq {
-                return Ok(Some(index + 1));
+                return Ok((count, false));
             }
         }
         if self.open.is_empty() && self.staged.is_none() {
             self.applied = end.seq;
             self.tree.advance(end);
         }
-        Ok(None)
+        Ok((count, true))
     }
 }
 
@@ -428,20 +507,6 @@ pub(super) fn contents_of(change: &Change) -> Vec<(ContentId, u64)> {
         .collect()
 }
 
-/// The contents that a frame's records refer to, in their order. Decodes every record, so it is a validation as well.
-///
-/// # Errors
-/// The frame does not hold records.
-pub fn contents_of_frame(frame: &CheckedFrame<'_>, expander: &mut Decompressor) -> Result<Vec<ContentRef>, FrameError> {
-    let mut contents = Vec::new();
-    for record in frame.records(expander)? {
-        if let (seq, Record::Ds { change, .. }) = record? {
-            contents.extend(contents_of(&change).into_iter().map(|(id, len)| ContentRef { seq, id, len }));
-        }
-    }
-    Ok(contents)
-}
-
 /// What the core is told of a checked frame.
 #[must_use]
 pub fn meta_of(frame: &CheckedFrame<'_>) -> FrameMeta {
@@ -485,9 +550,9 @@ mod tests {
     }
 
     fn take(applier: &mut Applier, (bytes, end): &(Shared, Position)) {
-        let contents = contents_of_frame(&CheckedFrame::check(bytes).unwrap(), applier.expander()).unwrap();
-        let lacking = applier.lacking(&contents);
-        applier.push(bytes.clone(), *end, contents, &lacking);
+        let decoded = applier.decode(&CheckedFrame::check(bytes).unwrap()).unwrap();
+        let lacking = applier.lacking(&decoded.contents);
+        applier.push(bytes.clone(), *end, decoded, &lacking);
     }
 
     // REQ: REP-012

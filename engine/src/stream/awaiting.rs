@@ -12,15 +12,18 @@ use ringpair_core::{
 };
 use ringpair_wire::ds::ContentId;
 
-use super::{Stream, applier::ContentRef};
+use super::{
+    Stream,
+    applier::{ContentRef, Decoded},
+};
 use crate::{bulk::link::BulkCommand, ring::Shared};
 
-/// A frame that was checked, with what it refers to.
+/// A frame that was checked, with what it holds.
 #[derive(Debug)]
 pub(super) struct Arrived {
     pub bytes: Shared,
     pub meta: FrameMeta,
-    pub contents: Vec<ContentRef>,
+    pub decoded: Decoded,
 }
 
 /// The frames that wait.
@@ -50,7 +53,7 @@ impl Awaiting {
 
     /// What the frames refer to, each with its length.
     pub fn contents(&self) -> impl Iterator<Item = (ContentId, u64)> + '_ {
-        self.frames.iter().flat_map(|frame| &frame.contents).map(ContentRef::content)
+        self.frames.iter().flat_map(|frame| &frame.decoded.contents).map(ContentRef::content)
     }
 
     /// The peer cannot give this content.
@@ -60,7 +63,8 @@ impl Awaiting {
         }
     }
 
-    fn push(&mut self, frame: Arrived) {
+    fn push(&mut self, mut frame: Arrived) {
+        frame.decoded.drop_records();
         self.bytes += frame.bytes.len();
         self.frames.push_back(frame);
     }
@@ -80,7 +84,7 @@ impl Awaiting {
 impl Stream {
     /// Takes a checked frame, or lets it wait for its contents.
     pub(super) fn frame_arrived(&mut self, channel: Channel, frame: Arrived, now: Instant) {
-        let lacking = self.applier.lacking(&frame.contents);
+        let lacking = self.applier.lacking(&frame.decoded.contents);
         if !self.awaiting.is_empty() {
             self.awaiting.push(frame);
         } else if let Some(frame) = self.offer_frame(channel, frame, &lacking, now) {
@@ -94,7 +98,7 @@ impl Stream {
     /// Takes the frames whose contents have come.
     pub(super) fn take_awaited(&mut self, now: Instant) {
         while let Some(frame) = self.awaiting.pop() {
-            let lacking = self.applier.lacking(&frame.contents);
+            let lacking = self.applier.lacking(&frame.decoded.contents);
             if let Some(frame) = self.offer_frame(Channel::Ds, frame, &lacking, now) {
                 return self.awaiting.put_back(frame);
             }
@@ -119,8 +123,8 @@ impl Stream {
         match self.node.handle_frame(now, channel, &frame.meta, whole) {
             FrameVerdict::Await => return Some(frame),
             FrameVerdict::Accept => {
-                let Arrived { bytes, meta, contents } = frame;
-                self.applier.push(bytes.clone(), meta.end, contents, lacking);
+                let Arrived { bytes, meta, decoded } = frame;
+                self.applier.push(bytes.clone(), meta.end, decoded, lacking);
                 lacking.iter().filter(|_| whole).for_each(|content| self.applier.content_gone(content.id));
                 self.append(bytes, &meta, now);
             }

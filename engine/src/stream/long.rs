@@ -33,8 +33,9 @@ use crate::{
     },
 };
 
-/// From how many operations on a transaction is prepared over several turns.
-pub(super) const LONG_FROM_OPERATIONS: usize = 256;
+/// From how many operations on a transaction is prepared over several turns: at a few microseconds each, fewer fit into
+/// one, and need no copy of the tree.
+pub(super) const LONG_FROM_OPERATIONS: usize = 1024;
 /// How many writes wait behind one at most; more are told to come again.
 pub(super) const HELD_WRITES: usize = 1024;
 /// How long the preparation may take in one turn.

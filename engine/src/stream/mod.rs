@@ -82,6 +82,8 @@ const APPEND_BELOW_BYTES: usize = 4 << 20;
 const MAKE_ROOM_EVERY: Duration = Duration::from_secs(1);
 /// How many requests are taken in one turn.
 const REQUESTS_A_TURN: usize = 1024;
+/// For how long no further one is begun: the loop has heartbeats to answer, and the frames so far are to leave.
+const TAKE_FOR: Duration = Duration::from_millis(2);
 /// How long the last words of a member that ends may take.
 const LAST_WORDS_WITHIN: Duration = Duration::from_millis(500);
 /// A turn that takes as long is noted: nothing in the loop should.

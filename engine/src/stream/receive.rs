@@ -16,12 +16,7 @@ use ringpair_wire::{
     mirror::MirrorMessage,
 };
 
-use super::{
-    Stream,
-    applier::{contents_of_frame, meta_of},
-    awaiting::Arrived,
-    feed::Next,
-};
+use super::{Stream, applier::meta_of, awaiting::Arrived, feed::Next};
 use crate::{
     bulk::link::BulkCommand,
     ring::Shared,
@@ -129,9 +124,9 @@ impl Stream {
 
     fn frame(&mut self, channel: Channel, body: Shared, now: Instant) -> Result<(), String> {
         let frame = CheckedFrame::check(&body).map_err(|error| error.to_string())?;
-        let contents = contents_of_frame(&frame, self.applier.expander()).map_err(|error| error.to_string())?;
+        let decoded = self.applier.decode(&frame).map_err(|error| error.to_string())?;
         let meta = meta_of(&frame);
-        self.frame_arrived(channel, Arrived { bytes: body, meta, contents }, now);
+        self.frame_arrived(channel, Arrived { bytes: body, meta, decoded }, now);
         Ok(())
     }
 

@@ -136,7 +136,11 @@ impl Stream {
     /// Takes the requests that wait; the writes among them fill frames, which are closed at the end.
     pub(super) fn take_requests(&mut self, now: Instant) {
         self.work_long(now);
-        for _ in 0..super::REQUESTS_A_TURN {
+        let until = StdInstant::now() + super::TAKE_FOR;
+        for taken in 0..super::REQUESTS_A_TURN {
+            if taken > 0 && StdInstant::now() >= until {
+                break;
+            }
             match self.requests.try_recv() {
                 Ok(Request::Write(request)) => {
                     if let Some(request) = self.linger.push(request, StdInstant::now()) {

@@ -17,12 +17,12 @@ use ringpair_core::{
     input::{Admission, Refusal, RefusalKind, WriteToken},
 };
 use ringpair_wire::{
-    codec::{Codec, Writer},
+    codec::Writer,
     compress::{Compression, Compressor, Totals},
     ds::Change,
     frame_builder::FrameBuilder,
     id::{Epoch, HistoryId, Position, Version},
-    record::{EpochRecord, MAX_RECORD_BYTES, Part, Record},
+    record::{EpochRecord, MAX_RECORD_BYTES, Part, Record, encode_change},
 };
 
 use crate::{
@@ -111,9 +111,8 @@ impl Encoded {
     /// # Errors
     /// As [`Self::of`].
     pub fn push(&mut self, index: usize, count: usize, change: &Change) -> Result<(), Failure> {
-        let record = Record::Ds { part: Part::of(index, count), change: change.clone() };
         let start = self.bytes.len();
-        record.encode(&mut Writer::new(&mut self.bytes));
+        encode_change(Part::of(index, count), change, &mut Writer::new(&mut self.bytes));
         let bytes = self.bytes.len() - start;
         if bytes > MAX_RECORD_BYTES {
             let (Change::Put { path, .. } | Change::Remove { path }) = change;

@@ -9,7 +9,6 @@ use ringpair_core::{Persisted, Start, input::JournalView};
 use ringpair_wire::{
     codec::Codec,
     control::EpochStart,
-    frame::CheckedFrame,
     id::{Epoch, Position, Version},
 };
 
@@ -168,9 +167,7 @@ fn replay(journal: &Journal, from: Position, applier: &mut Applier, changes: &mu
     loop {
         let applied = match cursor.next_frame() {
             Ok(None) => return,
-            Ok(Some(frame)) => CheckedFrame::check(&frame.bytes)
-                .and_then(|_| applier.replay(&frame.bytes, frame.end, changes))
-                .map_err(|error| error.to_string()),
+            Ok(Some(frame)) => applier.replay(frame.bytes, frame.end, changes).map_err(|error| error.to_string()),
             Err(error) => Err(error.to_string()),
         };
         if let Err(why) = applied {

@@ -71,7 +71,7 @@ impl Parameters {
     #[must_use]
     pub fn read(tree: &TreeSnapshot) -> Self {
         let attributes = path().and_then(|path| tree.get(&path).cloned());
-        let pairs = attributes.iter().flat_map(|entry| entry.attributes.values()).map(|attribute| {
+        let pairs = attributes.iter().flat_map(|entry| entry.attributes.iter()).map(|attribute| {
             let texts = attribute.values.iter().filter_map(|value| match value {
                 Value::Text(text) => Some(&**text),
                 Value::Bytes(_) | Value::Content { .. } => None,
@@ -311,7 +311,7 @@ pub fn set(tree: &TreeSnapshot, name: &str, text: &str) -> Result<Operation, Par
     let path = DsPath::parse(PATH).map_err(EditError::from)?;
     let mut attributes = vec![(spec.name.to_owned(), ValueEdit::Set(vec![Value::Text(text.into())]))];
     let canonical = ringpair_wire::ds::fold(spec.name);
-    for attribute in tree.get(&path).iter().flat_map(|entry| entry.attributes.values()) {
+    for attribute in tree.get(&path).iter().flat_map(|entry| entry.attributes.iter()) {
         let same = registry::find(&attribute.name).is_some_and(|found| found.id == spec.id);
         if same && ringpair_wire::ds::fold(&attribute.name) != canonical {
             attributes.push((attribute.name.to_string(), ValueEdit::Unset));
@@ -469,7 +469,7 @@ mod tests {
     fn setting_goes_through_the_tree() {
         let mut state = tree(&["/server/PARAMETERS SwitchoverTSRetryDelay=3"]);
         let operation = set(&state, "switchover ts retry delay", "4").unwrap();
-        state.apply(&resolve(&state, &operation).unwrap().unwrap(), Default::default());
+        state.apply(&resolve(&state, operation).unwrap().unwrap(), Default::default());
         let found = Parameters::read(&state);
         assert_eq!((found.number(ParamId(32)), found.warnings().len()), (Some(4), 0), "the older spelling is gone");
         let shown = found.get_json("Switchover TS Retry Delay").unwrap();
