@@ -10,6 +10,7 @@ pub mod content;
 pub mod digest;
 pub mod edit;
 pub mod json;
+mod key;
 pub mod params;
 pub mod resync;
 pub mod store;

@@ -17,7 +17,10 @@ use ringpair_wire::{
     id::{Position, Version},
 };
 
-use crate::ds::digest::{self, Digest};
+use crate::ds::{
+    digest::{self, Digest},
+    key::Key,
+};
 
 /// An object in the tree, with its digest once somebody has asked for it.
 pub struct Entry {
@@ -86,7 +89,7 @@ impl fmt::Debug for Entry {
     }
 }
 
-type Map = OrdMap<Arc<str>, Arc<Entry>>;
+type Map = OrdMap<Key, Arc<Entry>>;
 
 /// What one change did to the tree.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
@@ -127,7 +130,7 @@ impl TreeSnapshot {
     /// Builds a snapshot from objects in any order; later ones replace earlier ones of the same path.
     #[must_use]
     pub fn from_objects(objects: impl IntoIterator<Item = Object>, position: Position) -> Self {
-        let map = objects.into_iter().map(|object| (object.path.shared_key(), Arc::new(Entry::new(object)))).collect();
+        let map = objects.into_iter().map(|object| (Key::of(&object.path), Arc::new(Entry::new(object)))).collect();
         Self { map, position, root_digest: Arc::default() }
     }
 
@@ -152,7 +155,7 @@ impl TreeSnapshot {
     /// The object at `path`, whatever the case (REP-125).
     #[must_use]
     pub fn get(&self, path: &DsPath) -> Option<&Arc<Entry>> {
-        self.map.get(path.key())
+        self.map.get(path.key().as_bytes())
     }
 
     /// All objects in the order of their folded paths: parents before children.
@@ -162,22 +165,23 @@ impl TreeSnapshot {
 
     /// The object at `path`, if there is one, and all below it, parents before children.
     pub fn subtree<'a>(&'a self, path: &DsPath) -> impl Iterator<Item = &'a Arc<Entry>> + use<'a> {
-        let end = after_subtree(path.key());
+        let end = after_subtree(path.key().as_bytes());
         let end = end.as_deref().map_or(Bound::Unbounded, Bound::Excluded);
-        self.map.range::<_, str>((Bound::Included(path.key()), end)).map(|(_, entry)| entry)
+        self.map.range::<_, [u8]>((Bound::Included(path.key().as_bytes()), end)).map(|(_, entry)| entry)
     }
 
     /// The first object after the folded path `key` within the subtree of `path`; to walk a subtree piece by piece.
     #[must_use]
     pub fn next_after(&self, key: &str, path: &DsPath) -> Option<&Arc<Entry>> {
-        let (next, entry) = self.map.range::<_, str>((Bound::Excluded(key), Bound::Unbounded)).next()?;
-        next.starts_with(path.key()).then_some(entry)
+        let (next, entry) = self.map.range::<_, [u8]>((Bound::Excluded(key.as_bytes()), Bound::Unbounded)).next()?;
+        next.starts_with(path.key().as_bytes()).then_some(entry)
     }
 
     /// The direct children of `path`, in the order of their folded names.
     #[must_use]
     pub fn children(&self, path: &DsPath) -> Children<'_> {
-        Children { map: &self.map, prefix: path.shared_key(), from: Bound::Excluded(path.key().to_owned()) }
+        let from = Bound::Excluded(path.key().as_bytes().to_owned());
+        Children { map: &self.map, prefix: path.shared_key(), from }
     }
 
     /// Whether anything lies below `path`.
@@ -214,13 +218,13 @@ impl TreeSnapshot {
     /// Puts `entry` in its place as it is, parents unheeded: for staging a whole state, never for a change.
     pub(crate) fn place(&mut self, entry: Arc<Entry>) {
         self.touch();
-        self.map.insert(entry.path.shared_key(), entry);
+        self.map.insert(Key::of(&entry.path), entry);
     }
 
     /// Takes one object out as it is, children unheeded: for staging a whole state, never for a change.
     pub(crate) fn displace(&mut self, key: &str) -> Option<Arc<Entry>> {
         self.touch();
-        self.map.remove(key)
+        self.map.remove(key.as_bytes())
     }
 
     /// Says which position this copy's state belongs to.
@@ -240,15 +244,15 @@ impl TreeSnapshot {
                     Arc::clone(slot)
                 };
                 // Nearly always it is there.
-                if let Some(slot) = self.map.get_mut(path.key()) {
+                if let Some(slot) = self.map.get_mut(path.key().as_bytes()) {
                     return Applied { object: Some(put(slot)), parents: Vec::new(), removed: Vec::new() };
                 }
                 let parents = self.create(path, version);
-                let object = self.map.get_mut(path.key()).map(put);
+                let object = self.map.get_mut(path.key().as_bytes()).map(put);
                 Applied { object, parents, removed: Vec::new() }
             }
             Change::Remove { path } => {
-                let keys: Vec<Arc<str>> = self.subtree(path).map(|entry| entry.path.shared_key()).collect();
+                let keys: Vec<Key> = self.subtree(path).map(|entry| Key::of(&entry.path)).collect();
                 let removed = keys.iter().filter_map(|key| self.map.remove(key)).collect();
                 Applied { object: None, parents: Vec::new(), removed }
             }
@@ -262,7 +266,7 @@ impl TreeSnapshot {
         let mut ancestor = path.parent();
         let mut above = None;
         while let Some(path) = ancestor.filter(|path| !path.is_root()) {
-            if let Some(entry) = self.map.get(path.key()) {
+            if let Some(entry) = self.map.get(path.key().as_bytes()) {
                 above = Some(entry.path.clone());
                 break;
             }
@@ -276,7 +280,7 @@ impl TreeSnapshot {
                 let path = above.as_ref().map_or_else(|| path.clone(), |above| in_case_of(above, &path));
                 let object = Object { path, class: "".into(), attributes: Default::default(), version };
                 let entry = Arc::new(Entry::new(object));
-                self.map.insert(entry.path.shared_key(), Arc::clone(&entry));
+                self.map.insert(Key::of(&entry.path), Arc::clone(&entry));
                 entry
             })
             .collect();
@@ -306,16 +310,16 @@ impl fmt::Debug for TreeSnapshot {
 pub struct Children<'a> {
     map: &'a Map,
     prefix: Arc<str>,
-    from: Bound<String>,
+    from: Bound<Vec<u8>>,
 }
 
 impl<'a> Iterator for Children<'a> {
     type Item = &'a Arc<Entry>;
 
     fn next(&mut self) -> Option<&'a Arc<Entry>> {
-        let from = self.from.as_ref().map(String::as_str);
-        let (key, entry) = self.map.range::<_, str>((from, Bound::Unbounded)).next()?;
-        if !key.starts_with(&*self.prefix) {
+        let from = self.from.as_ref().map(Vec::as_slice);
+        let (key, entry) = self.map.range::<_, [u8]>((from, Bound::Unbounded)).next()?;
+        if !key.starts_with(self.prefix.as_bytes()) {
             return None;
         }
         self.from = after_subtree(key).map_or(Bound::Unbounded, Bound::Included);
@@ -407,9 +411,9 @@ impl TreeHandle {
 
 /// The least key that is greater than every key of the subtree of `key`; `None` for the root's. Keys end in `\0`, and
 /// no component holds a control character, so `\x01` in its place lies directly behind the subtree.
-fn after_subtree(key: &str) -> Option<String> {
-    let mut end = key.strip_suffix('\0')?.to_owned();
-    end.push('\x01');
+fn after_subtree(key: &[u8]) -> Option<Vec<u8>> {
+    let mut end = key.to_owned();
+    *end.last_mut()? = 1;
     Some(end)
 }
 

@@ -57,7 +57,7 @@ pub(super) struct Long {
 
 enum Stage {
     /// With the number that its first change is to have.
-    Resolving(Resolution, Seq),
+    Resolving(Box<Resolution>, Seq),
     Encoding(Box<Prepared>),
     /// Everything before this index is in frames or in the frame being filled.
     Committing(Box<Prepared>, usize),
@@ -125,7 +125,7 @@ impl Stream {
         let epoch = self.node.epoch();
         let first = Version { epoch, seq: Seq(self.journal.end().seq.0 + 1) };
         let resolution = Resolution::numbered(self.applier.tree().snapshot(), operations, first);
-        let stage = Stage::Resolving(resolution, first.seq);
+        let stage = Stage::Resolving(Box::new(resolution), first.seq);
         self.long = Some(Long { ack, deadline, reply: Some(reply), epoch, stage });
     }
 
