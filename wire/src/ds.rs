@@ -458,3 +458,78 @@ pub enum Change {
         path: DsPath,
     },
 }
+
+#[cfg(test)]
+mod tests {
+    use std::collections::BTreeMap;
+
+    use proptest::prelude::*;
+
+    use super::*;
+
+    fn attribute(name: &str, value: &str) -> Attribute {
+        let values = if value.is_empty() { Vec::new() } else { vec![Value::Text(value.into())] };
+        Attribute { name: name.into(), values }
+    }
+
+    /// What merging means, with a map.
+    fn merged(mut map: BTreeMap<Arc<str>, Attribute>, changes: &[Attribute], replace: bool) -> Vec<Attribute> {
+        if replace {
+            map.retain(|key, _| changes.iter().any(|change| fold(&change.name) == *key));
+        }
+        for change in changes {
+            let key = fold(&change.name);
+            let name = map.get(&key).map_or_else(|| change.name.clone(), |present| present.name.clone());
+            map.insert(key.clone(), Attribute { name, values: change.values.clone() });
+            if change.values.is_empty() {
+                map.remove(&key);
+            }
+        }
+        map.into_values().collect()
+    }
+
+    proptest! {
+        // REQ: REP-125
+        #[test]
+        fn names_compare_as_their_folded_forms(a in "[a-bA-BäÄßİσ]{0,4}", b in "[a-bA-BäÄßİσ]{0,4}") {
+            prop_assert_eq!(cmp_folded(&a, &b), fold(&a).cmp(&fold(&b)));
+        }
+
+        #[test]
+        fn attributes_merge_as_a_map_would(
+            present in prop::collection::vec(("[a-dA-DäÄ]{1,2}", "[xy]"), 0..20),
+            changes in prop::collection::vec(("[a-dA-DäÄ]{1,2}", "[xyz]?"), 0..20),
+            replace: bool,
+        ) {
+            let present: Vec<_> = present.iter().map(|(name, value)| attribute(name, value)).collect();
+            let mut names = std::collections::HashSet::new();
+            let changes: Vec<_> = changes.iter().filter(|(name, _)| names.insert(fold(name))).map(|(name, value)| attribute(name, value)).collect();
+            let mut all: Attributes = present.iter().cloned().collect();
+            let map: BTreeMap<_, _> = present.into_iter().map(|one| (fold(&one.name), one)).collect();
+            prop_assert!(all.iter().eq(map.values()));
+            all.merge(&changes, replace);
+            let expected = merged(map, &changes, replace);
+            prop_assert!(all.iter().eq(&expected), "{all:?}, expected {expected:?}");
+            for one in &expected {
+                prop_assert_eq!(all.get(&one.name.to_uppercase()).is_some(), fold(&one.name.to_uppercase()) == fold(&one.name));
+            }
+        }
+
+        #[test]
+        fn short_paths_are_what_long_ones_are(text in "(/[a-bA-Bä.]{0,3}){1,4}/?") {
+            let rest = text.strip_prefix('/').unwrap_or(&text);
+            let expected = if rest.is_empty() { Ok(DsPath::root()) } else { DsPath::from_components(rest.split('/')) };
+            let got = DsPath::parse(&text);
+            prop_assert_eq!(got.as_ref().map(|path| (path.as_str(), path.key())), expected.as_ref().map(|path| (path.as_str(), path.key())));
+        }
+    }
+
+    #[test]
+    fn a_path_has_its_bounds_however_it_is_read() {
+        assert_eq!(DsPath::parse(&"/a".repeat(MAX_DEPTH)).unwrap().components().count(), MAX_DEPTH);
+        assert_eq!(DsPath::parse(&"/a".repeat(MAX_DEPTH + 1)), Err(PathError::Depth(MAX_DEPTH + 1)));
+        for length in [MAX_NAME_BYTES - 1, MAX_NAME_BYTES, MAX_NAME_BYTES + 1] {
+            assert_eq!(DsPath::parse(&format!("/{}", "x".repeat(length))).is_ok(), length <= MAX_NAME_BYTES);
+        }
+    }
+}

@@ -524,6 +524,44 @@ mod tests {
         assert!(error.to_string().contains("65537 values"), "{error}");
     }
 
+    /// Resolved at once, where most operations need not see the others, a transaction is what it is one by one.
+    #[test]
+    fn seeing_only_what_matters_comes_to_the_same_as_seeing_all() {
+        let state = tree(&["/a x=1", "/a/b x=1", "/c x=2"]);
+        let paths = ["/a", "/A", "/a/b", "/a/b/n", "/c", "/new", "/new/below"];
+        let mut random = 7_u64;
+        let mut pick = |count: usize| {
+            random = random.wrapping_mul(6_364_136_223_846_793_005).wrapping_add(1_442_695_040_888_963_407);
+            (random >> 33) as usize % count
+        };
+        let mut outcomes = [0; 2];
+        for _ in 0..2000 {
+            let operation = |pick: &mut dyn FnMut(usize) -> usize| match pick(5) {
+                0 => remove(paths[pick(paths.len())], pick(3) > 0, pick(2) > 0),
+                1 => put(paths[pick(paths.len())], &[("x", ValueEdit::Remove(vec![text("1")]))]),
+                _ => put(paths[pick(paths.len())], &[("x", ValueEdit::Add(vec![text(["1", "2", "3"][pick(3)])]))]),
+            };
+            let operations: Vec<_> = (1..=1 + pick(6) as u64).map(|line| (line, operation(&mut pick))).collect();
+            let (mut each, mut expected) = (state.clone(), Vec::new());
+            for (_, operation) in &operations {
+                let resolved = resolve(&each, operation.clone());
+                if let Ok(Some(change)) = &resolved {
+                    each.apply(change, Version::default());
+                }
+                expected.push(resolved);
+            }
+            let expected: Result<Vec<_>, _> = expected.into_iter().filter_map(Result::transpose).collect();
+            let got = resolve_all(&state, operations);
+            outcomes[usize::from(got.is_ok())] += 1;
+            match (got, expected) {
+                (Ok(got), Ok(expected)) => assert_eq!(got, expected),
+                (Err(got), Err(expected)) => assert_eq!(got.errors[0].error, expected),
+                (got, expected) => panic!("{got:?}, expected {expected:?}"),
+            }
+        }
+        assert!(outcomes.iter().all(|count| *count > 200), "both happen: {outcomes:?}");
+    }
+
     #[test]
     fn a_transaction_sees_its_own_changes_and_is_all_or_nothing() {
         let state = tree(&["/a x=1"]);

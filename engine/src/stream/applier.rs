@@ -589,6 +589,32 @@ mod tests {
         assert_eq!(applier.contents_after(Seq(1)), ids[1..]);
     }
 
+    // REQ: REP-310
+    #[test]
+    fn records_are_kept_decoded_within_a_bound_and_applied_alike_beyond_it() {
+        let dir = tempfile::tempdir().unwrap();
+        let mut applier = Applier::new(Tree::default(), ContentStore::open(dir.path()).unwrap());
+        let mut builder = FrameBuilder::after(HistoryId([7; 16]), Epoch(1), Position::default());
+        let mut end = Position::default();
+        for frame in 0..40 {
+            for index in 0..8 {
+                let attributes =
+                    vec![Attribute { name: "V".into(), values: vec![Value::Text("v".repeat(4000).into())] }];
+                let path = DsPath::parse(&format!("/X{frame}/{index}")).unwrap();
+                let change = Change::Put { path, class: None, replace: true, attributes };
+                builder.push(&Record::Ds { part: Part::of(index, 8), change }).unwrap();
+            }
+            let sealed = builder.finish(&mut Compressor::new(Compression::Auto)).unwrap();
+            end = sealed.position;
+            take(&mut applier, &(sealed.bytes.into(), end));
+        }
+        let kept = applier.waiting.iter().filter(|frame| frame.decoded.records.is_some()).count();
+        assert!((1..40).contains(&kept) && applier.decoded_bytes <= DECODED_BYTES, "{kept} of 40 frames");
+        while applier.turn(Seq(u64::MAX), 64 << 10, &mut Changes::new(Version::default())).unwrap() {}
+        assert_eq!((applier.applied(), applier.position(), applier.tree().snapshot().len()), (end.seq, end, 40 * 9));
+        assert_eq!((applier.waiting_bytes(), applier.decoded_bytes), (0, 0));
+    }
+
     // REQ: SM-163
     #[test]
     fn a_promotion_does_not_wait_and_does_not_forget() {
