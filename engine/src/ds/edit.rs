@@ -242,8 +242,9 @@ pub fn resolve_all(tree: &TreeSnapshot, operations: Vec<(u64, Operation)>) -> Re
 /// A transaction being resolved some operations at a time, so that one of a million does not hold up its thread. The
 /// tree must not change meanwhile.
 ///
-/// A put sees of those before it only what they did to its own object. So changes are carried into the copy of the tree
-/// when an operation needs to see them, or when the copy is what is wanted: most transactions put each object once.
+/// A put sees of the puts before it only what they did to its own object. So changes are carried into the copy of the
+/// tree when an operation needs to see them, at a removal, or when the copy is what is wanted: most transactions put each
+/// object once.
 pub struct Resolution {
     /// The tree with the first [`seen`](Self::seen) changes.
     state: TreeSnapshot,
@@ -297,7 +298,13 @@ impl Resolution {
             }
             match resolve(&self.state, operation) {
                 Ok(None) => {}
-                Ok(Some(change)) => self.changes.push(change),
+                Ok(Some(change)) => {
+                    let removes = matches!(change, Change::Remove { .. });
+                    self.changes.push(change);
+                    if removes && self.several {
+                        self.catch_up();
+                    }
+                }
                 Err(error) => self.errors.push(line, error),
             }
         }
