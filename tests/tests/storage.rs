@@ -238,3 +238,59 @@ fn an_import_cut_by_a_kill_is_there_whole_or_not_at_all() {
     pair.wait_in_sync();
     assert_eq!(pair.digests(), digests);
 }
+
+/// The files in a member's divergence archive: below its root, with their lengths.
+fn archived(member: &Member) -> Vec<(String, u64)> {
+    let listed = member.get("/v1/divergence").unwrap().json();
+    let name = |path: &str| path.rsplit('/').next().unwrap_or(path).to_owned();
+    let files = listed["files"].as_array().unwrap().iter();
+    let mut files: Vec<_> =
+        files.map(|file| (name(file["path"].as_str().unwrap()), file["bytes"].as_u64().unwrap())).collect();
+    files.sort();
+    files
+}
+
+// REQ: SM-060 REP-011
+#[test]
+fn files_that_the_new_active_never_got_are_archived_before_the_returning_one_loses_them() {
+    let mut pair = Pair::start(&Options { mirror: vec!["+/m".into()], ..Options::default() });
+    for name in ["same", "changed", "mode"] {
+        fs::write(pair.a.root().join("m").join(name), "on both").unwrap();
+    }
+    pair.wait_in_sync();
+    kill(&mut pair.a);
+    pair.b.wait_active();
+    // What the service writes last, too late for the backup; one of them like nothing that was there.
+    fs::write(pair.a.root().join("m/changed"), "on A alone").unwrap();
+    for number in 0..200 {
+        fs::write(pair.a.root().join(format!("m/own-{number:03}")), vec![b'x'; number]).unwrap();
+    }
+    // The returning member dies again before its files are compared, at times of its choice.
+    for delay_ms in [0, 5, 20, 60] {
+        pair.a.start(&[]);
+        wait_until("A is backup", || pair.a.status().is_some_and(|status| status["role"] == "backup"));
+        std::thread::park_timeout(Duration::from_millis(delay_ms));
+        kill(&mut pair.a);
+    }
+    pair.a.start(&[]);
+    pair.wait_in_sync();
+    assert_eq!(fs::read(pair.a.root().join("m/changed")).unwrap(), b"on both");
+    assert!(!pair.a.root().join("m/own-007").exists());
+    let mut wanted: Vec<_> = (0..200).map(|number| (format!("own-{number:03}"), number as u64)).collect();
+    wanted.push(("changed".into(), 10));
+    wanted.sort();
+    let mut found = archived(&pair.a);
+    // What was archived by one run and not overwritten before it died is archived by the next as well.
+    found.dedup();
+    assert_eq!(found, wanted, "{}", pair.logs());
+    wait_until("the status tells of them", || {
+        pair.a.status().is_some_and(|status| status["divergence"]["files"].as_u64() >= Some(201))
+    });
+    // What comes from the active from now on is no divergence.
+    fs::write(pair.b.root().join("m/same"), "changed by the new active").unwrap();
+    let answer = pair.b.ask("POST", "/v1/sync", b"").unwrap();
+    assert_eq!(answer.status, 200, "{}", answer.text());
+    let mut found = archived(&pair.a);
+    found.dedup();
+    assert_eq!(found, wanted);
+}

@@ -96,6 +96,9 @@ pub struct Status {
     pub epoch: Epoch,
     /// The history; `None`: empty storage.
     pub history: Option<HistoryId>,
+    /// As backup: whether the active's files may be taken, which overwrites what is here. Not before what this member
+    /// had alone is in the archive, or known to have to go there (protocol §11).
+    pub takes_files: bool,
     /// Whether an answer that this member is active excludes every other.
     pub exclusive: bool,
     /// How long that holds, in milliseconds, from now; 0 if not exclusive. With the right not out: one lease.
@@ -236,6 +239,7 @@ impl Node {
             pair_mode: self.pair_mode(),
             epoch: self.own_epoch(),
             history: self.p.history,
+            takes_files: role == Role::Backup && self.p.last_role != Role::Active,
             exclusive,
             valid_for_ms: if exclusive { u64::try_from(valid.as_millis()).unwrap_or(u64::MAX) } else { 0 },
             lease_left: out.unwrap_or_default(),

@@ -53,4 +53,11 @@ impl ArchiveFiles for FileArchive {
     fn sync(&mut self) -> io::Result<()> {
         if self.writer.is_some() { self.write(ArchiveWriter::save) } else { Ok(()) }
     }
+
+    fn finish(&mut self) {
+        // Where it fails, the next start archives what it overwrites, though it needs not.
+        if let Err(error) = self.archive.files_settled() {
+            tracing::warn!(%error, "files will be archived again");
+        }
+    }
 }

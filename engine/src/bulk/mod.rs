@@ -345,6 +345,12 @@ impl Bulk {
 
     fn plain_message(&mut self, message: &Message<'_>) -> Result<(), String> {
         match *message {
+            // It belongs to a role that this member has not, or not yet: the peer begins anew with the next lane.
+            Message::Mirror(_) if matches!(self.role, Role::Idle) => {
+                if let Some(conn) = self.conn {
+                    self.transport.close(conn, Instant::now());
+                }
+            }
             Message::Mirror(bytes) => {
                 self.mirror_message(MirrorMessage::from_bytes(bytes).map_err(|error| error.to_string())?);
             }

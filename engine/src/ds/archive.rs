@@ -120,6 +120,9 @@ struct Writers {
     open: HashSet<u64>,
 }
 
+/// The file that says that files are to be archived.
+const AWAITS_FILES: &str = "awaits-files";
+
 /// All archives of this member. Cheap to clone; its methods block on the disk.
 #[derive(Clone, Debug)]
 pub struct DivergenceArchive {
@@ -159,6 +162,47 @@ impl DivergenceArchive {
         // Before anything can fail: a writer that ends takes the lock.
         drop(writers);
         ArchiveWriter::new(self.clone(), number, epoch, common)
+    }
+
+    /// Notes, durably, that whatever the mirror overwrites from now on goes into an archive of `epoch` first, over
+    /// restarts, until [`files_settled`](Self::files_settled).
+    ///
+    /// # Errors
+    /// [`ArchiveError::NoRoom`], [`ArchiveError::Io`].
+    pub fn await_files(&self, epoch: Epoch) -> Result<(), ArchiveError> {
+        let path = self.dir.join(AWAITS_FILES);
+        let written = File::create(&path).and_then(|mut file| {
+            file.write_all(epoch.0.to_string().as_bytes())?;
+            file.sync_all()
+        });
+        written.map_err(io_error("writing", &path))?;
+        sync_dir(&self.dir)
+    }
+
+    /// The epoch whose files are to be archived before the mirror overwrites them.
+    ///
+    /// # Errors
+    /// [`ArchiveError::Io`].
+    pub fn awaited_files(&self) -> Result<Option<Epoch>, ArchiveError> {
+        let path = self.dir.join(AWAITS_FILES);
+        match fs::read_to_string(&path) {
+            // One cut short by a crash: that they are awaited is what counts.
+            Ok(epoch) => Ok(Some(Epoch(epoch.parse().unwrap_or_default()))),
+            Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(None),
+            Err(error) => Err(io_error("reading", &path)(error)),
+        }
+    }
+
+    /// The first comparison of files is over: what the mirror overwrites from now on came from the active.
+    ///
+    /// # Errors
+    /// [`ArchiveError::Io`].
+    pub fn files_settled(&self) -> Result<(), ArchiveError> {
+        let path = self.dir.join(AWAITS_FILES);
+        match fs::remove_file(&path) {
+            Err(error) if error.kind() != io::ErrorKind::NotFound => Err(io_error("removing", &path)(error)),
+            _ => Ok(()),
+        }
     }
 
     fn writers(&self) -> MutexGuard<'_, Writers> {

@@ -125,6 +125,9 @@ pub trait ArchiveFiles: Send {
     /// # Errors
     /// As [`Self::archive`].
     fn sync(&mut self) -> io::Result<()>;
+
+    /// The first comparison is over, nothing more will come: what is overwritten from now on came from the active.
+    fn finish(&mut self);
 }
 
 /// Differences between the two members' trees, found by `verify`.

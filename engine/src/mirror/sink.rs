@@ -182,7 +182,6 @@ impl Sink {
                 self.flush()?;
                 self.synced = true;
                 self.announced.stale.clear();
-                self.archive = None;
                 if let Some(session) = &mut self.session {
                     session.tree.stop_archiving();
                 }

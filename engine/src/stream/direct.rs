@@ -4,40 +4,66 @@
 //! has not decided.
 
 use ringpair_core::{Completion, Instant, status::Status};
-use ringpair_wire::{codec::Codec, control::Role, id::Position, lane::MessageKind};
+use ringpair_wire::{
+    codec::Codec,
+    control::Role,
+    id::{Epoch, Position},
+    lane::MessageKind,
+};
 
 use super::{BulkTold, Stream, requests::parameters_path};
 use crate::{
     api::events::Event,
-    bulk::link::{BulkCommand, BulkEvent, Traffic},
+    bulk::{
+        archive::file_archive,
+        link::{BulkCommand, BulkEvent, Traffic},
+    },
     ds::TreeSnapshot,
-    mirror::{MAX_PROBLEMS, MirrorMessage, SinkReport},
+    mirror::{ArchiveFiles, MAX_PROBLEMS, MirrorMessage, MirrorState, MirrorStatus, SinkReport},
 };
 
 /// How many bytes of announcements may wait on the ds lane.
 const ANNOUNCE_BELOW_BYTES: usize = 4 << 20;
 
 impl Stream {
-    /// Tells the bulk thread what has changed of role, roots and lane.
+    /// Tells the bulk thread what has changed of role, roots and lane. A role stands before its lane does, and goes after
+    /// it: what the peer says on a lane is for nobody else.
     pub(super) fn direct_bulk(&mut self, status: &Status) {
-        let role = status.role;
+        let role = if status.role == Role::Backup && !status.takes_files { Role::None } else { status.role };
+        let told = (role, status.epoch) == (self.bulk_told.role, self.bulk_told.epoch);
+        if !told && role != Role::None {
+            self.tell_role(role, status.epoch);
+        }
         let lane = self.lanes.data_path().filter(|_| role != Role::None).map(|path| (path, role == Role::Backup));
         if lane != self.bulk_told.lane {
             let (path, dial) = lane.map_or((None, false), |(path, dial)| (Some(path), dial));
             self.bulk.send(BulkCommand::Lane { path, dial });
             self.bulk_told.lane = lane;
         }
-        if (role, status.epoch) != (self.bulk_told.role, self.bulk_told.epoch) {
-            let roots = if role == Role::Active { self.roots() } else { self.bulk_told.roots.clone() };
-            self.bulk.send(match role {
-                Role::Active => BulkCommand::BecomeActive { epoch: status.epoch, roots: roots.clone() },
-                Role::Backup => BulkCommand::BecomeBackup { epoch: status.epoch, archive: self.file_archive.take() },
-                Role::None => BulkCommand::BecomeIdle,
-            });
-            self.bulk_told = BulkTold { role, epoch: status.epoch, roots, lane };
-            self.parameters_at = self.applier.tree().snapshot().get(&parameters_path()).cloned();
+        if !told && role == Role::None {
+            self.tell_role(role, status.epoch);
         }
         self.parameters_changed();
+    }
+
+    fn tell_role(&mut self, role: Role, epoch: Epoch) {
+        let roots = if role == Role::Active { self.roots() } else { self.bulk_told.roots.clone() };
+        self.bulk.send(match role {
+            Role::Active => BulkCommand::BecomeActive { epoch, roots: roots.clone() },
+            Role::Backup => BulkCommand::BecomeBackup { epoch, archive: self.file_archive(epoch) },
+            Role::None => BulkCommand::BecomeIdle,
+        });
+        self.bulk_told = BulkTold { role, epoch, roots, lane: self.bulk_told.lane };
+        self.parameters_at = self.applier.tree().snapshot().get(&parameters_path()).cloned();
+    }
+
+    /// Where files go before the mirror overwrites them, as long as what this member had alone is not archived.
+    fn file_archive(&self, epoch: Epoch) -> Option<Box<dyn ArchiveFiles>> {
+        let awaited = self.archive.awaited_files().unwrap_or_else(|error| {
+            tracing::error!(%error, "files are archived before they are overwritten, in case they have to be");
+            Some(epoch)
+        });
+        awaited.map(|epoch| file_archive(self.archive.clone(), epoch))
     }
 
     /// Tells the bulk thread how long the data path takes, while anything comes over its lane or its peer is held back.
@@ -115,7 +141,7 @@ impl Stream {
                     self.resync_failed(&why, now);
                 }
             }
-            BulkEvent::Mirror(status) => self.mirror = *status,
+            BulkEvent::Mirror(status) => self.mirror_status(*status),
             BulkEvent::MirrorFailed(why) => self.warn("mirror", why),
             BulkEvent::Lane(socket) => {
                 self.bulk_dscp = socket.as_ref().map(|info| info.dscp.map(|dscp| dscp.number()).unwrap_or_default());
@@ -136,6 +162,15 @@ impl Stream {
                 tracing::warn!(%error, "an announcement could not be queued; the ds lane is closed");
                 self.transport.close(conn, std::time::Instant::now());
             }
+        }
+    }
+
+    fn mirror_status(&mut self, status: MirrorStatus) {
+        let compared = status.state == MirrorState::Current && self.mirror.state != MirrorState::Current;
+        self.mirror = status;
+        if compared && self.bulk_told.role == Role::Backup {
+            // What the comparison overwrote may be in the archive.
+            self.look_at_divergence();
         }
     }
 

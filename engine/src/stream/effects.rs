@@ -234,6 +234,7 @@ impl Stream {
                 Done::Archived { work, result } => self.archived(work, result, now),
                 Done::Checkpoint(checkpoint) => self.checkpoint_done(checkpoint, now),
                 Done::Contents(result) => self.contents_done(result, now),
+                Done::Divergence(counted) => self.divergence_counted(counted),
             }
         }
     }

@@ -1,4 +1,4 @@
-//! Work that would keep the loop from turning, done on threads of its own: hooks, archives, checkpoints.
+//! Work that would keep the loop from turning, done on threads of its own: hooks, archives and counting them, checkpoints.
 //!
 //! Always: at most one job of each kind at a time (the core asks for one after the other); every job ends with a
 //! [`Done`] and a wake, even if it panics. Never: a job that touches the driver, the journal's writer or the core.
@@ -10,7 +10,7 @@ use ringpair_core::{effect::Hook, input::WorkToken};
 use ringpair_wire::id::Epoch;
 
 use super::contents::Looked;
-use crate::{ds::store::Checkpoint, hooks::HookReport, mirror::ArchiveFiles, ring::Waker};
+use crate::{api::status::DivergenceSummary, ds::store::Checkpoint, hooks::HookReport, ring::Waker};
 
 /// More jobs than ever run at once.
 const QUEUED: usize = 64;
@@ -30,13 +30,15 @@ pub enum Done {
     Archived {
         /// The work.
         work: WorkToken,
-        /// How many records, and where files go.
-        result: Result<(u64, Option<Box<dyn ArchiveFiles>>), String>,
+        /// How many records.
+        result: Result<u64, String>,
     },
     /// A look at the contents and the removal of those that nothing refers to.
     Contents(Result<Looked, String>),
     /// What the checkpointer did.
     Checkpoint(Checkpoint),
+    /// What is in the divergence archive; `None`: it cannot be read.
+    Divergence(Option<DivergenceSummary>),
 }
 
 /// Drops something large on a thread that has time; here, if none can be made.

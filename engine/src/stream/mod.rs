@@ -66,7 +66,7 @@ use crate::{
     },
     hooks::Hooks,
     journal::{Journal, JournalEvent},
-    mirror::{ArchiveFiles, MirrorStatus, RootSet},
+    mirror::{MirrorStatus, RootSet},
     ring::{Completion, Driver, Fd, Token},
     supervisor::link::Link,
     transport::{ConnInfo, Transport},
@@ -171,8 +171,6 @@ pub struct Stream {
     verifier: Verifier,
     bulk: StreamSide,
     bulk_told: BulkTold,
-    /// Where files go that the next session of the mirror overwrites.
-    file_archive: Option<Box<dyn ArchiveFiles>>,
     mirror: MirrorStatus,
     bulk_dscp: Option<u8>,
     /// The bulk lane's socket, while it is up, and what went over it.
@@ -262,7 +260,7 @@ impl Stream {
         let jobs = Jobs::new(parts.driver.waker());
         let contents = contents::Contents::new(parts.contents, parts.store.stored().clone());
         let mut stream = Self {
-            divergence: storage::summary(&parts.archive),
+            divergence: storage::summary(&parts.archive).unwrap_or_default(),
             lanes: Lanes::new(parts.core.heartbeat / 2, parts.core.lease(LINK_FACTOR_ONE)),
             feed: Feed::new(parts.journal.reader()),
             awaiting: awaiting::Awaiting::default(),
@@ -273,7 +271,6 @@ impl Stream {
             pending: Pending::default(),
             verifier: Verifier::default(),
             bulk_told: BulkTold::default(),
-            file_archive: None,
             mirror: MirrorStatus::default(),
             bulk_dscp: None,
             bulk_socket: None,

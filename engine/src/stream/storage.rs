@@ -22,10 +22,7 @@ use ringpair_wire::{
 use super::{Stream, jobs::Done, op_kind};
 use crate::{
     api::{events::Event, status::DivergenceSummary},
-    bulk::{
-        archive::file_archive,
-        link::{BulkCommand, ResyncPurpose},
-    },
+    bulk::link::{BulkCommand, ResyncPurpose},
     control_file::ControlFile,
     ds::{
         TreeSnapshot,
@@ -199,29 +196,17 @@ impl Stream {
         // Frames of the new active may follow while the archive is written: they are no divergence.
         let through = self.journal.end().seq;
         let run = move || {
-            let result = archive_records(&archive, &reader, &state, after, through, epoch);
-            let files = files.then(|| file_archive(archive, epoch));
-            Done::Archived { work, result: result.map(|count| (count, files)).map_err(|error| error.to_string()) }
+            let noted = if files { archive.await_files(epoch).map_err(JobError::from) } else { Ok(()) };
+            let result = noted.and_then(|()| archive_records(&archive, &reader, &state, after, through, epoch));
+            Done::Archived { work, result: result.map_err(|error| error.to_string()) }
         };
         self.jobs.start("archive", run, move |why| Done::Archived { work, result: Err(why) });
     }
 
-    pub(super) fn archived(
-        &mut self,
-        work: WorkToken,
-        result: Result<(u64, Option<Box<dyn crate::mirror::ArchiveFiles>>), String>,
-        now: Instant,
-    ) {
+    pub(super) fn archived(&mut self, work: WorkToken, result: Result<u64, String>, now: Instant) {
         match result {
-            Ok((records, files)) => {
-                if files.is_some() {
-                    self.file_archive = files;
-                }
-                self.divergence = summary(&self.archive);
-                if records > 0 {
-                    let text = format!("{records} records that the new active never got are in the divergence archive");
-                    self.warn("divergence", format!("{text}. Try: ringpair divergence ls"));
-                }
+            Ok(records) => {
+                self.look_at_divergence();
                 self.unwarn("archive");
                 self.node.handle_completion(now, CoreCompletion::Archived { work, records, files: 0 });
             }
@@ -230,6 +215,22 @@ impl Stream {
                 self.node.handle_completion(now, CoreCompletion::ArchiveFailed(work, why));
             }
         }
+    }
+
+    /// Counts what is in the archive, on a thread of its own.
+    pub(super) fn look_at_divergence(&mut self) {
+        let archive = self.archive.clone();
+        self.jobs.start("divergence", move || Done::Divergence(summary(&archive)), |_| Done::Divergence(None));
+    }
+
+    pub(super) fn divergence_counted(&mut self, counted: Option<DivergenceSummary>) {
+        let Some(counted) = counted else { return };
+        if counted != self.divergence && counted.records + counted.files > 0 {
+            let (records, files) = (counted.records, counted.files);
+            let text = format!("{records} records and {files} files that the new active never got are in the archive");
+            self.warn("divergence", format!("{text}. Try: ringpair divergence ls"));
+        }
+        self.divergence = counted;
     }
 
     pub(super) fn begin_resync(&mut self, work: WorkToken, history: HistoryId) {
@@ -290,19 +291,19 @@ impl Stream {
     }
 }
 
-/// What `status` says of the archive.
+/// What `status` says of the archive; `None`: it cannot be read.
 #[must_use]
-pub fn summary(archive: &DivergenceArchive) -> DivergenceSummary {
+pub fn summary(archive: &DivergenceArchive) -> Option<DivergenceSummary> {
     match archive.totals() {
-        Ok(totals) => DivergenceSummary {
+        Ok(totals) => Some(DivergenceSummary {
             records: totals.records,
             files: totals.files,
             bytes: totals.bytes,
             epoch: totals.epoch.0,
-        },
+        }),
         Err(error) => {
             tracing::error!(%error, "the divergence archive cannot be read");
-            DivergenceSummary::default()
+            None
         }
     }
 }

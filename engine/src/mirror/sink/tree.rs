@@ -102,7 +102,9 @@ impl Tree {
 
     /// The first comparison is over: nothing is archived any more.
     pub fn stop_archiving(&mut self) {
-        self.archive = None;
+        if let Some(mut archive) = self.archive.take() {
+            archive.finish();
+        }
     }
 
     /// Takes the archive along to the next session.

@@ -33,6 +33,8 @@ impl ArchiveFiles for Watched {
         self.seen.lock().unwrap().syncs += 1;
         Ok(())
     }
+
+    fn finish(&mut self) {}
 }
 
 impl Pair {
