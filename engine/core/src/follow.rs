@@ -376,13 +376,13 @@ impl Node {
         }
         let end = self.journal.end;
         if Some(frame.history) != self.p.history {
-            return FrameVerdict::Refuse(format!("history {}, not the own one", frame.history));
+            return FrameVerdict::Break(format!("history {}, not the own one", frame.history));
         }
         if frame.end.seq <= end.seq {
             return FrameVerdict::Duplicate;
         }
         if frame.epoch < end.epoch || frame.epoch > self.p.highest_epoch {
-            return FrameVerdict::Refuse(format!("epoch {} after {}", frame.epoch, end.epoch));
+            return FrameVerdict::Break(format!("epoch {} after {}", frame.epoch, end.epoch));
         }
         let continues = frame.first.0 == end.seq.0 + 1 && frame.prev == end.chain;
         if !continues {
@@ -391,7 +391,7 @@ impl Node {
             if let Some(leader) = self.leader.as_mut().filter(|leader| leader.streams()) {
                 leader.stage = Stage::Waiting;
             }
-            return FrameVerdict::Refuse(reason);
+            return FrameVerdict::Break(reason);
         }
         if !whole && !self.pulls(from) {
             return FrameVerdict::Await;

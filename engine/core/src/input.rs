@@ -100,6 +100,9 @@ pub enum FrameVerdict {
     /// Not to be kept: drop it. The core has asked for a new [`ringpair_wire::control::Control::Follow`] if that can
     /// help. The sentence says why.
     Refuse(String),
+    /// Not to be kept, and nothing that an honest leader sends where it follows: the connection is to be closed, so that
+    /// both begin anew from what the journal holds. The sentence says why.
+    Break(String),
 }
 
 /// Something the shell was told to do has ended, or something happened to the storage.

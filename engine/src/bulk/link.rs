@@ -133,6 +133,8 @@ pub enum BulkEvent {
     MirrorFailed(String),
     /// The bulk lane came up, as its socket says, or went down.
     Lane(Option<Box<ConnInfo>>),
+    /// The bulk lane was closed for what the peer said on it.
+    LaneRefused(String),
     /// More went over the bulk lane.
     Traffic(Traffic),
 }

@@ -36,7 +36,7 @@ use crate::{
         MirrorBase, MirrorError, MirrorMessage, MirrorStatus, Sink, SinkOptions, Source, SourceEvent, SourceOptions,
     },
     ring::{Completion, Driver, Fd, Op, Shared, Token},
-    transport::{ConnId, Transport, TransportEvent},
+    transport::{ConnId, DownReason, Transport, TransportEvent},
 };
 
 /// The lane is given more only while fewer bytes than this wait on it.
@@ -281,6 +281,9 @@ impl Bulk {
                 TransportEvent::Down { conn, reason, .. } => {
                     if self.conn == Some(conn) {
                         tracing::debug!(%reason, "bulk lane down");
+                        if matches!(reason, DownReason::Malformed(_)) {
+                            self.stream.send(BulkEvent::LaneRefused(reason.to_string()));
+                        }
                         self.down(now);
                     }
                 }
@@ -289,8 +292,8 @@ impl Bulk {
                     if self.conn == Some(conn)
                         && let Err(why) = self.message(kind, &body)
                     {
-                        tracing::error!(why, "a malformed message: the bulk lane is closed");
                         self.transport.close(conn, now);
+                        self.stream.send(BulkEvent::LaneRefused(why));
                     }
                 }
                 TransportEvent::HandOver(_) | TransportEvent::Heartbeat { .. } => {}

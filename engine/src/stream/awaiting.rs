@@ -130,6 +130,12 @@ impl Stream {
             }
             FrameVerdict::Duplicate => {}
             FrameVerdict::Refuse(why) => tracing::debug!(why, end = ?frame.meta.end, "a frame was refused"),
+            FrameVerdict::Break(why) => {
+                if let Some(conn) = self.lanes.conn(channel) {
+                    self.transport.close(conn, std::time::Instant::now());
+                }
+                self.lane_refused(&format!("{channel:?}: {why}"));
+            }
         }
         self.tell_missing(self.applier.missing_from(), now);
         None

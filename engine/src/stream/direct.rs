@@ -150,6 +150,7 @@ impl Stream {
                 }
                 self.bulk_socket = socket;
             }
+            BulkEvent::LaneRefused(why) => self.lane_refused(&format!("bulk: {why}")),
             BulkEvent::Traffic(traffic) => self.bulk_traffic = traffic,
         }
     }

@@ -176,6 +176,8 @@ pub struct Stream {
     /// The bulk lane's socket, while it is up, and what went over it.
     bulk_socket: Option<Box<ConnInfo>>,
     bulk_traffic: Traffic,
+    /// Since when, and how often, lanes were closed for what the peer said on them.
+    refused_noted: Option<(StdInstant, u32)>,
     /// The delay that bulk yields to, and how many bytes had come on its lane when it was told last.
     path_delay: delay::PathDelay,
     delay_told_at_bytes: u64,
@@ -275,6 +277,7 @@ impl Stream {
             bulk_dscp: None,
             bulk_socket: None,
             bulk_traffic: Traffic::default(),
+            refused_noted: None,
             path_delay: delay::PathDelay::default(),
             delay_told_at_bytes: 0,
             told_supervisor: None,

@@ -3,7 +3,7 @@
 //! Always: a frame is checked whole (checksum, chain, every record) before the core is asked about it, and journalled as
 //! it came. Never: bytes that are believed before they are checked; a malformed message closes its lane.
 
-use std::time::Instant as StdInstant;
+use std::time::{Duration, Instant as StdInstant};
 
 use ringpair_core::{Completion, Instant, input::Channel};
 use ringpair_wire::{
@@ -18,6 +18,7 @@ use ringpair_wire::{
 
 use super::{Stream, applier::meta_of, awaiting::Arrived, feed::Next};
 use crate::{
+    api::events::Event,
     bulk::link::BulkCommand,
     ring::Shared,
     transport::{ConnId, DownReason, TransportEvent},
@@ -27,6 +28,10 @@ use crate::{
 const FEED_BELOW_BYTES: usize = 1 << 20;
 /// No more is read from the ds lane while so many bytes of frames wait to be written or applied.
 const HELD_MAX_BYTES: usize = 64 << 20;
+
+/// So often within this time the event log names a lane that was closed for what the peer said.
+const REFUSED_NOTED: u32 = 10;
+const REFUSED_WITHIN: Duration = Duration::from_secs(10);
 
 impl Stream {
     /// Takes the transport's events, and after a pause reads the sockets dry (protocol §5).
@@ -57,6 +62,9 @@ impl Stream {
             }
             TransportEvent::Down { conn, lane, path, reason } => {
                 tracing::debug!(lane = lane.name(), path = path.name(), %reason, "lane down");
+                if matches!(reason, DownReason::Malformed(_)) {
+                    self.lane_refused(&format!("{}: {reason}", lane.name()));
+                }
                 if self.lanes.down(conn, lane, path, now) {
                     self.forget_awaiting(lane);
                     self.node.handle_connection(now, path, lane, false);
@@ -117,8 +125,21 @@ impl Stream {
             | MessageKind::Packed => Some("it belongs on the bulk lane".into()),
         };
         if let Some(why) = malformed {
-            tracing::error!(?channel, ?kind, why, "a malformed message: the lane is closed");
             self.transport.close(conn, StdInstant::now());
+            self.lane_refused(&format!("{channel:?}: {kind:?}: {why}"));
+        }
+    }
+
+    /// Notes that a lane was closed for what the peer said on it; a few lines of the event log at most, for it may say it
+    /// again and again.
+    pub(super) fn lane_refused(&mut self, why: &str) {
+        tracing::error!(why, "the peer said what no member says: the lane is closed");
+        let now = StdInstant::now();
+        let (since, noted) = self.refused_noted.filter(|(since, _)| now < *since + REFUSED_WITHIN).unwrap_or((now, 0));
+        self.refused_noted = Some((since, noted + 1));
+        if noted < REFUSED_NOTED {
+            let text = format!("the lane is closed for what the peer said on it: {why}");
+            self.events.append(Event::new("lane-refused", self.node.epoch().0, text));
         }
     }
 

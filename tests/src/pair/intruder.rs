@@ -219,7 +219,7 @@ fn processes(pair: &Pair) -> [Option<i32>; 4] {
 }
 
 /// A member's main and aux address, from its configuration file.
-fn addresses(member: &Member, name: char) -> Vec<SocketAddr> {
+pub(super) fn addresses(member: &Member, name: char) -> Vec<SocketAddr> {
     let config = fs::read_to_string(member.config()).expect("a configuration");
     let section = config.split(&format!("[members.{name}]")).nth(1).expect("the member's section");
     let section = section.split("\n[").next().unwrap_or_default();
