@@ -21,6 +21,9 @@ use crate::{
     time::Instant,
 };
 
+/// How many barriers may wait: more than the shell has at once, whose deadlines the core does not know.
+const MAX_SYNCS: usize = 1024;
+
 /// Who waits for a switch.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum Asker {
@@ -139,6 +142,10 @@ impl Node {
         let alone = self.is_alone();
         let end = self.office.as_ref().map(|office| Seq(office.next_seq.0 - 1));
         match (&mut self.office, end) {
+            (Some(office), Some(_)) if !alone && office.syncs.len() >= MAX_SYNCS => {
+                let reason = format!("{MAX_SYNCS} barriers wait already for the backup. Try: ringpair status");
+                self.done(token, Err(refusal(RefusalKind::Busy, reason)));
+            }
             (Some(office), Some(end)) if !alone => office.syncs.push((token, end)),
             (Some(_), _) => {
                 self.done(token, Err(refusal(RefusalKind::State, "alone: there is no backup to sync with")))
@@ -413,6 +420,10 @@ impl Node {
         let current = if self.p.complete { "whole" } else { "NOT whole" };
         let sentence = format!("--force by {user}, fenced: {fenced}; the own copy is {current}");
         let basis = Basis { forced: true, user, ..Basis::new(SwitchReason::Forced, !fenced, sentence) };
+        if let Some(older) = self.forwarded.take() {
+            let reason = "a forced switch has taken the place of this one";
+            self.done(older.command, Err(refusal(RefusalKind::Busy, reason)));
+        }
         if self.held_stored.is_none() {
             self.outwait_answers();
         }

@@ -288,6 +288,33 @@ fn a_switch_is_refused_while_alone() {
 }
 
 #[test]
+fn every_switch_that_is_asked_for_is_answered_also_when_another_comes() {
+    // REQ: protocol §9
+    let mut pair = in_sync();
+    pair.freeze(A, true);
+    let first = pair.command(B, switch(false));
+    let second = pair.command(B, switch(false));
+    let kind = |pair: &Pair, command| pair.done(command).and_then(Result::err).map(|refusal| refusal.kind);
+    assert_eq!((kind(&pair, first), kind(&pair, second)), (None, Some(RefusalKind::Busy)));
+    let forced = pair.command(B, switch(true));
+    assert_eq!(kind(&pair, first), Some(RefusalKind::Busy), "the forced one took its place");
+    pair.run_until_ms(300);
+    assert_eq!((pair.role(B), pair.done(forced)), (Role::Active, Some(Ok(()))));
+}
+
+#[test]
+fn barriers_that_nobody_reaches_are_bounded() {
+    let mut pair = in_sync();
+    pair.cut(A, B, true);
+    pair.cut(B, A, true);
+    pair.write(A, AckLevel::Async);
+    let barriers: Vec<u64> = (0..1025).map(|_| pair.command(A, Command::Sync)).collect();
+    assert_eq!(pair.done(barriers[0]), None);
+    let last = pair.done(barriers[1024]).and_then(Result::err).expect("refused");
+    assert_eq!(last.kind, RefusalKind::Busy);
+}
+
+#[test]
 fn force_on_the_backup_is_contested_until_fenced_or_met() {
     // REQ: protocol §9
     let mut pair = in_sync();

@@ -57,6 +57,8 @@ pub enum BulkCommand {
     Settle(WorkToken),
     /// Everything changed on the file system until now durable on the backup; ends with [`BulkEvent::BarrierDone`].
     Barrier(u64),
+    /// Nobody waits for this barrier any more.
+    Withdraw(u64),
     /// Compare both trees of files; ends with [`BulkEvent::FilesVerified`].
     VerifyFiles {
         /// Comes back with the answer.

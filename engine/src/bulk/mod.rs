@@ -241,6 +241,11 @@ impl Bulk {
                 Role::Active(source) => source.barrier(id),
                 Role::Idle | Role::Backup(_) => self.stream.send(BulkEvent::BarrierDone(id, Vec::new())),
             },
+            BulkCommand::Withdraw(id) => {
+                if let Role::Active(source) = &mut self.role {
+                    source.withdraw(id);
+                }
+            }
             BulkCommand::VerifyFiles { id, deep } => match &mut self.role {
                 Role::Active(source) => source.verify(id, deep),
                 Role::Idle | Role::Backup(_) => {

@@ -364,6 +364,11 @@ impl Source {
         self.barriers.push_back((id, BarrierStage::Drain));
     }
 
+    /// Forgets a barrier that nobody waits for any more.
+    pub fn withdraw(&mut self, id: u64) {
+        self.barriers.retain(|(other, _)| *other != id);
+    }
+
     /// Everything that keeps the mirror from being current, named.
     fn named_problems(&self) -> impl Iterator<Item = Problem> + '_ {
         let roots = self.roots.iter().filter_map(SourceRoot::named);

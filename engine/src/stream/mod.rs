@@ -18,6 +18,7 @@ mod lanes;
 mod linger;
 mod long;
 mod native;
+mod pending;
 mod publish;
 mod receive;
 mod report;
@@ -50,7 +51,7 @@ pub use self::{
     applier::Applier, changes::Changes, clock::now, delay::Delay, native::limits as native_limits,
     storage::ControlWriter,
 };
-use self::{feed::Feed, jobs::Jobs, lanes::Lanes, linger::Linger, requests::Pending, verify::Verifier, writes::Writes};
+use self::{feed::Feed, jobs::Jobs, lanes::Lanes, linger::Linger, pending::Pending, verify::Verifier, writes::Writes};
 use crate::{
     api::{
         backend::{Request, WriteRequest},
@@ -561,7 +562,7 @@ impl Stream {
         let std_now = StdInstant::now();
         self.writes.expire(std_now);
         self.native.expire(std_now);
-        self.pending.expire(std_now);
+        self.expire_pending(std_now);
         self.verifier.expire(std_now);
         self.checkpoint(now);
         self.look_at_contents(now);

@@ -3,10 +3,7 @@
 //! Always: every request is answered once, at its deadline at the latest; the role is asked of the core at the moment
 //! of the answer. Never: an answer that the core did not give.
 
-use std::{
-    collections::HashMap,
-    time::{Duration, Instant as StdInstant},
-};
+use std::time::Instant as StdInstant;
 
 use ringpair_core::{
     Instant,
@@ -22,7 +19,9 @@ use ringpair_wire::{
 use tokio::sync::oneshot;
 
 use super::{
-    BulkWork, Stream, long, native, report,
+    Stream, long, native,
+    pending::{HandingOver, Waiting},
+    report,
     writes::{self, Encoded},
 };
 use crate::{
@@ -41,96 +40,6 @@ use crate::{
     },
     mirror::{LeftOut, MirrorState, RootSet},
 };
-
-/// A command of the API that the core has.
-#[derive(Debug)]
-enum Waiting {
-    Switch { reply: Reply<SwitchDone>, started: StdInstant, from: String },
-    Mode(Reply<()>),
-    Sync(u64),
-    Stop(Reply<()>),
-}
-
-/// A switch that was done here and waits for the other member's announcement.
-#[derive(Debug)]
-struct HandingOver {
-    reply: Reply<SwitchDone>,
-    started: StdInstant,
-    from: String,
-    deadline: StdInstant,
-}
-
-/// A barrier over records and files.
-#[derive(Debug)]
-struct SyncRun {
-    reply: Reply<SyncDone>,
-    started: StdInstant,
-    records: bool,
-    files: bool,
-    seq: u64,
-}
-
-/// What waits for the core or the bulk thread.
-#[derive(Debug, Default)]
-pub(super) struct Pending {
-    numbers: u64,
-    waiting: HashMap<CommandToken, (StdInstant, Waiting)>,
-    syncs: HashMap<u64, (StdInstant, SyncRun)>,
-    handing_over: Option<HandingOver>,
-    /// Since when this member, active, has refused writes for a switch.
-    paused_at: Option<StdInstant>,
-    /// Work of the core that the bulk thread does.
-    pub(super) bulk: BulkWork,
-    /// Whether the member is on its way out.
-    pub(super) stopping: bool,
-}
-
-impl Pending {
-    /// A number that nothing else has.
-    pub(super) fn number(&mut self) -> u64 {
-        self.numbers += 1;
-        self.numbers
-    }
-
-    /// A token for a command.
-    pub(super) fn token(&mut self) -> CommandToken {
-        CommandToken(self.number())
-    }
-
-    /// Gives up what was not reached in time.
-    pub(super) fn expire(&mut self, now: StdInstant) {
-        if let Some(over) = self.handing_over.take_if(|over| over.deadline <= now) {
-            let message =
-                "the role is released, and the other member has not said that it is active. Try: ringpair status";
-            let _ = over.reply.send(Err(Failure::NotReached { version: None, message: message.into() }));
-        }
-        let late = || Failure::NotReached { version: None, message: "not reached in time".into() };
-        for (_, (_, waiting)) in self.waiting.extract_if(|_, (deadline, _)| *deadline <= now) {
-            match waiting {
-                Waiting::Switch { reply, .. } => drop(reply.send(Err(late()))),
-                Waiting::Mode(reply) | Waiting::Stop(reply) => drop(reply.send(Err(late()))),
-                Waiting::Sync(_) => {}
-            }
-        }
-        for (_, (_, sync)) in self.syncs.extract_if(|_, (deadline, _)| *deadline <= now) {
-            drop(sync.reply.send(Err(late())));
-        }
-    }
-
-    /// Whether a switch was asked for and is not over.
-    fn switches(&self) -> bool {
-        self.handing_over.is_some()
-            || self.waiting.values().any(|(_, waiting)| matches!(waiting, Waiting::Switch { .. }))
-    }
-
-    /// How long until something is late.
-    pub(super) fn next_timeout(&self, now: StdInstant) -> Option<Duration> {
-        let waiting = self.waiting.values().map(|(deadline, _)| *deadline);
-        let syncs = self.syncs.values().map(|(deadline, _)| *deadline);
-        let over = self.handing_over.iter().map(|over| over.deadline);
-        waiting.chain(syncs).chain(over).min().map(|deadline| deadline.saturating_duration_since(now))
-    }
-}
 
 impl Stream {
     /// Takes the requests that wait; the writes among them fill frames, which are closed at the end.
@@ -366,6 +275,10 @@ impl Stream {
 
     fn switch(&mut self, request: SwitchRequest, now: Instant) {
         let SwitchRequest { immediate, force, fenced, origin, deadline, reply } = request;
+        if let Err(failure) = self.pending.make_way(force) {
+            let _ = reply.send(Err(failure));
+            return;
+        }
         let user = origin.uid.map_or(origin.from.clone(), |uid| format!("uid {uid} over {}", origin.from));
         let text = format!("switch asked for by {user}: immediate {immediate}, force {force}, fenced {fenced}");
         self.events.append(Event::new("request", self.node.epoch().0, text));
@@ -380,12 +293,18 @@ impl Stream {
     }
 
     fn sync(&mut self, deadline: StdInstant, reply: Reply<SyncDone>, now: Instant) {
-        let id = self.pending.number();
         let seq = self.journal.end().seq.0;
-        let run = SyncRun { reply, started: StdInstant::now(), records: false, files: false, seq };
-        self.pending.syncs.insert(id, (deadline, run));
-        self.bulk.send(BulkCommand::Barrier(id));
-        self.command(Command::Sync, deadline, Waiting::Sync(id), now);
+        if let Some(id) = self.pending.begin_sync(deadline, reply, seq, &self.mirror) {
+            self.bulk.send(BulkCommand::Barrier(id));
+            self.command(Command::Sync, deadline, Waiting::Sync(id), now);
+        }
+    }
+
+    /// Gives up what was not reached in time; the mirror forgets those barriers, too.
+    pub(super) fn expire_pending(&mut self, now: StdInstant) {
+        for id in self.pending.expire(now, &self.mirror) {
+            self.bulk.send(BulkCommand::Withdraw(id));
+        }
     }
 
     /// The end of a command of the core.
@@ -449,6 +368,9 @@ impl Stream {
         let Some((deadline, mut run)) = self.pending.syncs.remove(&id) else { return };
         if let Err(failure) = result {
             let _ = run.reply.send(Err(failure));
+            if records {
+                self.bulk.send(BulkCommand::Withdraw(id));
+            }
             return;
         }
         if records {
