@@ -18,7 +18,10 @@ use nix::{
 use ringpair_fsmon::meta::Stat;
 use ringpair_wire::mirror::{Meta, MirrorPath};
 
-use super::tree::{Tree, TreeError, discard, set_meta_of_fd};
+use super::{
+    removal::Kept,
+    tree::{Tree, TreeError, discard, set_meta_of_fd},
+};
 use crate::mirror::MirrorError;
 
 /// How many files a group holds at most: each holds a descriptor.
@@ -176,10 +179,11 @@ impl Group {
                 Err(error) => give_up(&file, error, &mut flushed)?,
             }
         }
-        let removals = before_removals(group.removals, tree, &mut flushed)?;
+        let mut kept = Kept::default();
+        let removals = before_removals(group.removals, tree, &mut kept, &mut flushed)?;
         tree.sync_archive()?;
-        for (path, generation, kept) in removals {
-            match tree.remove(&path, kept.as_ref()) {
+        for (path, generation) in removals {
+            match tree.remove(&path, Some(&kept)) {
                 Ok(dir) => {
                     waiting.push(generation);
                     dirs.extend(dir);
@@ -230,16 +234,17 @@ fn give_up(file: &Complete, error: TreeError, flushed: &mut Flushed) -> Result<(
     flushed.fail(file.generation, error)
 }
 
-/// Archives what is to be removed; what each was like then.
+/// Archives what is to be removed, and returns those paths with the numbers of their changes.
 fn before_removals(
     removals: BTreeMap<MirrorPath, u64>,
     tree: &mut Tree,
+    kept: &mut Kept,
     flushed: &mut Flushed,
-) -> Result<Vec<(MirrorPath, u64, Option<Stat>)>, MirrorError> {
+) -> Result<Vec<(MirrorPath, u64)>, MirrorError> {
     let mut ready = Vec::with_capacity(removals.len());
     for (path, generation) in removals {
-        match tree.before_remove(&path) {
-            Ok(kept) => ready.push((path, generation, kept)),
+        match tree.before_remove(&path, kept) {
+            Ok(()) => ready.push((path, generation)),
             Err(error) => flushed.fail(generation, error)?,
         }
     }

@@ -70,9 +70,9 @@ impl Emptied {
     }
 }
 
-/// What was archived of a directory, as it was then.
-#[derive(Default)]
-struct Kept {
+/// What was archived of paths that are to go, as it was then.
+#[derive(Debug, Default)]
+pub struct Kept {
     files: HashMap<MirrorPath, Stat>,
     /// There was more.
     full: bool,
@@ -184,43 +184,70 @@ impl Tree {
         Ok(self.set.left_out(path, stat.meta.kind).is_none().then_some((dir, stat)))
     }
 
-    /// Archives what is at a path that will be removed with others, unless it is a directory; what it was like then.
-    pub fn before_remove(&mut self, path: &MirrorPath) -> Result<Option<Stat>, TreeError> {
-        let Some((dir, stat)) = self.removable(path)?.filter(|(_, stat)| stat.meta.kind != Kind::Dir) else {
-            return Ok(None);
-        };
-        self.keep(dir.as_fd(), path.name().unwrap_or_default(), path, &stat.meta)?;
-        Ok(Some(stat))
+    /// Archives what is at and below a path that will be removed with others, as far as there is room in `kept`.
+    pub fn before_remove(&mut self, path: &MirrorPath, kept: &mut Kept) -> Result<(), TreeError> {
+        let Some((dir, stat)) = self.removable(path)? else { return Ok(()) };
+        let name = path.name().unwrap_or_default();
+        if stat.meta.kind != Kind::Dir {
+            return self.keep_one(dir.as_fd(), name, path, stat, kept);
+        }
+        match beneath::open_dir_here(dir.as_fd(), name) {
+            Err(Errno::EXDEV) => Ok(()),
+            top => self.keep_in(top?.as_fd(), path, 0, kept),
+        }
     }
 
-    /// Removes what is at a path, if anything is, with everything below it but what stays. `kept`: what it was like when
-    /// [`Self::before_remove`] archived it; that must be durable.
+    fn keep_one(
+        &mut self,
+        dir: BorrowedFd<'_>,
+        name: &[u8],
+        path: &MirrorPath,
+        stat: Stat,
+        kept: &mut Kept,
+    ) -> Result<(), TreeError> {
+        if kept.files.len() >= TOGETHER {
+            kept.full = true;
+        } else if !self.stays(name, stat.meta.kind) {
+            self.keep(dir, name, path, &stat.meta)?;
+            kept.files.insert(path.clone(), stat);
+        }
+        Ok(())
+    }
+
+    /// Removes what is at a path, if anything is, with everything below it but what stays. `kept`: what
+    /// [`Self::before_remove`] archived of it; that must be durable.
     pub fn remove(
         &mut self,
         path: &MirrorPath,
-        kept: Option<&Stat>,
+        kept: Option<&Kept>,
     ) -> Result<Option<(MirrorPath, Arc<OwnedFd>)>, TreeError> {
         let Some((dir, stat)) = self.removable(path)? else { return Ok(None) };
         let name = path.name().unwrap_or_default();
-        if kept.is_some_and(|kept| is_as(&stat, kept)) {
+        if kept.and_then(|kept| kept.files.get(path)).is_some_and(|before| is_as(&stat, before)) {
             unlinkat(&dir, name, UnlinkatFlags::NoRemoveDir)?;
             self.count_gone(path, &stat.meta);
         } else {
-            self.remove_name(dir.as_fd(), name, path)?;
+            self.remove_name(dir.as_fd(), name, path, kept)?;
         }
         Ok(Some((path.parent().unwrap_or_default(), dir)))
     }
 
     /// Removes what has a name, for something else to have it.
     pub fn clear_way(&mut self, dir: BorrowedFd<'_>, name: &[u8], path: &MirrorPath) -> Result<(), TreeError> {
-        match self.remove_name(dir, name, path)? {
+        match self.remove_name(dir, name, path, None)? {
             Removed::Whole => Ok(()),
             Removed::Partly => Err(TreeError::Refused(IN_THE_WAY)),
         }
     }
 
     /// Removes a name with everything below it; nothing of it is visible half gone for longer than the removal takes.
-    fn remove_name(&mut self, dir: BorrowedFd<'_>, name: &[u8], path: &MirrorPath) -> Result<Removed, TreeError> {
+    fn remove_name(
+        &mut self,
+        dir: BorrowedFd<'_>,
+        name: &[u8],
+        path: &MirrorPath,
+        kept: Option<&Kept>,
+    ) -> Result<Removed, TreeError> {
         if self.set.holds_root(path) {
             return Err(TreeError::Refused("a mirrored directory itself is never removed"));
         }
@@ -238,7 +265,7 @@ impl Tree {
         self.names_changed();
         let emptied = match beneath::open_dir_here(dir, name) {
             Err(Errno::EXDEV) => Emptied { stays: true, ..Emptied::default() },
-            top => self.empty_all(top?.as_fd(), path)?,
+            top => self.empty_all(top?.as_fd(), path, kept)?,
         };
         if emptied.stays {
             self.note_staying(path);
@@ -266,15 +293,16 @@ impl Tree {
         self.untold.take()
     }
 
-    /// Empties a directory, round by round: what is archived together, then what lay deeper than the held directories.
-    fn empty_all(&mut self, top: BorrowedFd<'_>, path: &MirrorPath) -> Result<Emptied, TreeError> {
-        let mut changes = 0;
+    /// Empties a directory, round by round: first what was `kept` with others, then what is archived together, then what
+    /// lay deeper than the held directories.
+    fn empty_all(&mut self, top: BorrowedFd<'_>, path: &MirrorPath, kept: Option<&Kept>) -> Result<Emptied, TreeError> {
+        let (mut changes, mut first) = (0, kept);
         loop {
-            let kept = match self.archive {
-                Some(_) => Some(self.keep_below(top, path)?),
-                None => None,
+            let now = match (first, &self.archive) {
+                (None, Some(_)) => Some(self.keep_below(top, path)?),
+                _ => None,
             };
-            let emptied = self.empty(top, top, path, 0, kept.as_ref())?;
+            let emptied = self.empty(top, top, path, 0, first.take().or(now.as_ref()))?;
             changes += usize::from(emptied.changed);
             if changes > CHANGES {
                 return Err(TreeError::Refused("it changes while it is removed. Try: stop what writes there"));
@@ -312,11 +340,8 @@ impl Tree {
                     _ if depth >= REMOVE_DEPTH => {}
                     child => self.keep_in(child?.as_fd(), &below, depth + 1, kept)?,
                 }
-            } else if kept.files.len() >= TOGETHER {
-                kept.full = true;
-            } else if !self.stays(&name, stat.meta.kind) {
-                self.keep(dir, &name, &below, &stat.meta)?;
-                kept.files.insert(below, stat);
+            } else {
+                self.keep_one(dir, &name, &below, stat, kept)?;
             }
             if kept.full {
                 break;

@@ -108,6 +108,7 @@ fn what_goes_together_is_made_durable_together() {
     for n in 0..1500 {
         write(pair.b(&format!("mine{n}")), format!("{n}"));
         write(pair.b(&format!("dirs/{}/{n}", n / 10)), format!("in {n}"));
+        write(pair.b(&format!("of its own {n}/x")), format!("alone {n}"));
         if n < 300 {
             write(pair.a(&format!("both{n}")), format!("theirs {n}"));
             write(pair.b(&format!("both{n}")), format!("mine {n}"));
@@ -115,7 +116,7 @@ fn what_goes_together_is_made_durable_together() {
     }
     let seen = pair.rejoins();
     let seen = seen.lock().unwrap();
-    assert_eq!(seen.kept.len(), 3300);
+    assert_eq!(seen.kept.len(), 4800);
     assert_eq!(seen.kept["/m/dirs/149/1499"], b"in 1499");
     assert!(seen.syncs <= 20, "{} syncs", seen.syncs);
 }
