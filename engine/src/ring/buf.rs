@@ -127,9 +127,9 @@ impl Buf {
     /// An empty buffer of its own, of `capacity` zeroed bytes.
     #[must_use]
     pub fn heap(capacity: usize) -> Self {
-        let bytes = Box::into_raw(vec![0; capacity].into_boxed_slice());
-        // SAFETY: `Box::into_raw` never gives null.
-        let start = unsafe { NonNull::new_unchecked(bytes.cast()) };
+        // The type is said: by itself the vector was one of `i32`, of four times the size that `drop` gave back.
+        let bytes: Box<[u8]> = vec![0_u8; capacity].into_boxed_slice();
+        let start = NonNull::from(Box::leak(bytes)).cast();
         Self { start, capacity, len: 0, home: Home::Heap }
     }
 
@@ -232,7 +232,7 @@ impl Drop for Buf {
             Home::Pool { pool, index } => drop(pool.free.push(*index)),
             Home::Heap => {
                 let bytes = std::ptr::slice_from_raw_parts_mut(self.start.as_ptr(), self.capacity);
-                // SAFETY: made by `Box::into_raw` in `heap` with this length, and dropped once.
+                // SAFETY: a box of as many bytes, leaked in `heap`, and dropped once.
                 drop(unsafe { Box::from_raw(bytes) });
             }
         }
