@@ -29,6 +29,15 @@ const READ_BYTES: usize = 64 << 10;
 
 /// What is asked, and what an answer must be.
 pub trait Talk {
+    /// What comes first on a new connection, both ways; nothing unless it says otherwise.
+    ///
+    /// # Errors
+    /// When the other side does not speak as expected.
+    fn greet(&self, stream: &mut UnixStream) -> Result<()> {
+        let _ = stream;
+        Ok(())
+    }
+
     /// Appends request `number` (counted over all connections) to `out`.
     fn ask(&mut self, number: u64, out: &mut Vec<u8>);
 
@@ -111,15 +120,17 @@ struct Run<'a, T> {
 /// When nobody listens, an answer is wrong, or answers do not come.
 pub fn run<T: Talk>(socket: &Path, talk: &mut T, shape: Shape) -> Result<Outcome> {
     let connect = || -> Result<Connection> {
-        let stream = UnixStream::connect(socket).doing(&format!("connecting to {}", socket.display()))?;
+        let mut stream = UnixStream::connect(socket).doing(&format!("connecting to {}", socket.display()))?;
+        stream.set_read_timeout(Some(PATIENCE)).doing("a socket")?;
+        talk.greet(&mut stream)?;
         stream.set_nonblocking(true).doing("a socket")?;
         Ok(Connection { stream, out: Vec::new(), sent: 0, input: Vec::new(), due: None })
     };
-    let connections: Result<Vec<_>> = (0..shape.connections).map(|_| connect()).collect();
+    let connections = (0..shape.connections).map(|_| connect()).collect::<Result<Vec<_>>>()?;
     let start = Instant::now();
     let mut run = Run {
         talk,
-        connections: connections?,
+        connections,
         next_due: start,
         end: start + shape.span,
         every: shape.rate.map(|rate| Duration::from_secs_f64(1.0 / rate.max(1.0))),

@@ -4,9 +4,22 @@
 //! Always: mutual TLS and journal are on; every answer must name the level that was asked for; after each run both
 //! members must have one digest. Never: a figure of a member that was alone.
 
-use std::{fmt::Write, path::Path, time::Duration};
+use std::{
+    fmt::Write,
+    io::{Read, Write as _},
+    os::unix::net::UnixStream,
+    path::Path,
+    time::Duration,
+};
 
 use ringpair_tests::pair::{Options, Pair};
+use ringpair_wire::{
+    client::{
+        self, Answer as Said, AttributeEdit, Greeting, How, MAX_ANSWER_BYTES, Operation, ValueRef, begin_write,
+        encode_request, end_write, message_bytes, push_request,
+    },
+    id::AckLevel,
+};
 use tempfile::TempDir;
 
 use crate::{
@@ -28,36 +41,30 @@ const GROUP_BYTES: usize = 1 << 20;
 /// What an open loop asks, of what 64 clients reached.
 const OPEN_SHARE: f64 = 0.5;
 
-/// The figures that are plain load, and how each is taken.
-const LOADS: [Load; 5] = [
-    Load {
-        name: "durable_pipelined_200b_per_s",
-        ack: "durable",
-        bytes: 200,
-        changes: PIPELINED.0,
-        connections: PIPELINED.1,
-    },
-    Load {
-        name: "durable_pipelined_1k_per_s",
-        ack: "durable",
-        bytes: 1024,
-        changes: PIPELINED.0,
-        connections: PIPELINED.1,
-    },
-    Load { name: "durable_64_clients_per_s", ack: "durable", bytes: 200, changes: 1, connections: 64 },
-    Load { name: "durable_one_client_p50_us", ack: "durable", bytes: 200, changes: 1, connections: 1 },
-    Load { name: "async_one_client_p50_us", ack: "async", bytes: 200, changes: 1, connections: 1 },
+const fn load(name: &'static str, ack: AckLevel, bytes: usize, (changes, connections): (u64, usize)) -> Load {
+    Load { name, ack, bytes, changes, connections, http: false }
+}
+
+/// The figures that are plain load, and how each is taken: by native clients, and the first once more over HTTP.
+const LOADS: [Load; 6] = [
+    load("durable_pipelined_200b_per_s", AckLevel::Durable, 200, PIPELINED),
+    load("durable_pipelined_1k_per_s", AckLevel::Durable, 1024, PIPELINED),
+    load("durable_64_clients_per_s", AckLevel::Durable, 200, (1, 64)),
+    load("durable_one_client_p50_us", AckLevel::Durable, 200, (1, 1)),
+    load("async_one_client_p50_us", AckLevel::Async, 200, (1, 1)),
+    Load { http: true, ..load("durable_pipelined_200b_http_per_s", AckLevel::Durable, 200, PIPELINED) },
 ];
 
 /// One figure's load.
 #[derive(Clone, Copy, Debug)]
 struct Load {
     name: &'static str,
-    ack: &'static str,
+    ack: AckLevel,
     bytes: usize,
-    /// In one request.
+    /// In one message: natively each a transaction by itself, over HTTP one transaction.
     changes: u64,
     connections: usize,
+    http: bool,
 }
 
 impl Load {
@@ -76,13 +83,26 @@ impl Load {
 
     /// Unit, and how it was taken.
     fn unit(&self) -> String {
-        let Self { bytes, changes, connections, .. } = self;
-        match (self.is_rate(), changes) {
-            (true, 1) => format!("changes/s ({bytes} B, PUT each, {connections} keep-alive connections)"),
-            (true, _) => {
+        let Self { bytes, changes, connections, http, .. } = self;
+        match (self.is_rate(), http, changes) {
+            (true, true, _) => {
                 format!("changes/s ({bytes} B, POST of {changes}, {connections} keep-alive connections)")
             }
-            (false, _) => format!("us ({bytes} B, PUT, 1 keep-alive connection)"),
+            (true, false, 1) => {
+                format!("changes/s ({bytes} B, {connections} native clients, one change each under way)")
+            }
+            (true, false, _) => {
+                format!("changes/s ({bytes} B, {connections} native clients, {changes} each under way)")
+            }
+            (false, ..) => format!("us ({bytes} B, 1 native client)"),
+        }
+    }
+
+    /// Runs it.
+    fn run(&self, socket: &Path, shape: Shape) -> Result<Outcome> {
+        match self.http {
+            true => load::run(socket, &mut Puts::new(self), shape),
+            false => load::run(socket, &mut Native::new(self), shape),
         }
     }
 }
@@ -112,7 +132,7 @@ impl Floor {
                 ("floor 64 per round trip and fdatasync by two writers", load.connections as f64 * 1e6 / durable_us)
             }
             (true, _, _) => ("floor two writers syncing 1 MiB at once", self.group_bytes_per_s / load.bytes as f64),
-            (false, "async", _) => ("floor round trip", self.round_trip_us),
+            (false, AckLevel::Async, _) => ("floor round trip", self.round_trip_us),
             (false, _, _) => ("floor round trip and fdatasync by two writers", durable_us),
         }
     }
@@ -142,7 +162,7 @@ pub fn run(plan: &Plan) -> Result<Vec<Figure>> {
         let floor = Floor::take(dir.path(), span / 6)?;
         for load in &LOADS {
             let before = cpu_s(&pair);
-            let outcome = load::run(&socket, &mut Puts::new(load), load.shape(span))?;
+            let outcome = load.run(&socket, load.shape(span))?;
             if load.changes > 1 {
                 let changes = (outcome.answered * load.changes) as f64;
                 samples.add(&cpu_name(load), (cpu_s(&pair) - before) * 1e6 / changes);
@@ -151,7 +171,7 @@ pub fn run(plan: &Plan) -> Result<Vec<Figure>> {
             samples.add(load.name, load.value(&outcome));
             let (reference, value) = floor.of(load);
             samples.hold_against(load.name, reference, value);
-            for (name, redis) in redis.iter().flatten() {
+            for (name, redis) in redis.iter().flatten().filter(|_| !load.http) {
                 take_redis(&mut samples, load, name, redis, span)?;
             }
             if load.connections == 64 {
@@ -185,13 +205,13 @@ fn say(run: usize, plan: &Plan, load: &Load, outcome: &Outcome) {
 fn take_redis(samples: &mut Samples, load: &Load, name: &str, redis: &Redis, span: Duration) -> Result<()> {
     // One that syncs says nothing about `async`, and one that does not nothing about a synced round trip.
     let fits = match (load.is_rate(), load.ack) {
-        (false, "async") => name == "redis",
+        (false, AckLevel::Async) => name == "redis",
         (false, _) => name == "redis-fsync",
         (true, _) => true,
     };
     if fits {
         let mut sets =
-            Sets { changes: load.changes, replicated: load.ack == "durable", values: Values::new(load.bytes) };
+            Sets { changes: load.changes, replicated: load.ack == AckLevel::Durable, values: Values::new(load.bytes) };
         let outcome = load::run(redis.socket(), &mut sets, load.shape(span))?;
         samples.hold_against(load.name, name, load.value(&outcome));
     }
@@ -201,7 +221,7 @@ fn take_redis(samples: &mut Samples, load: &Load, name: &str, redis: &Redis, spa
 /// Latency while requests come at a fixed rate, counted from when each was due.
 fn open_loop(samples: &mut Samples, socket: &Path, load: &Load, rate: f64, span: Duration) -> Result<()> {
     let shape = Shape { rate: Some(rate), ..load.shape(span) };
-    let outcome = load::run(socket, &mut Puts::new(load), shape)?;
+    let outcome = load.run(socket, shape)?;
     for (name, quantile) in OPEN {
         samples.add(name, outcome.latency_us(quantile));
     }
@@ -219,7 +239,7 @@ fn figures(samples: &Samples) -> Result<Vec<Figure>> {
         figures.extend(samples.figures(&cpu_name(load), "us of processor a change (both workers, user and kernel)")?);
     }
     for (name, _) in OPEN {
-        let unit = "us (200 B, PUT, open loop at half of durable_64_clients_per_s, 64 keep-alive connections)";
+        let unit = "us (200 B, open loop at half of durable_64_clients_per_s, 64 native clients)";
         figures.extend(samples.figures(name, unit)?);
     }
     Ok(figures)
@@ -234,6 +254,72 @@ fn compare(pair: &Pair) -> Result<()> {
     Err(Error::Failed(format!("the members differ after a run: A {a:?}, B {b:?}\n{}", pair.logs())))
 }
 
+/// Changes by native clients: each a transaction by itself, several in one message.
+struct Native {
+    changes: u64,
+    ack: AckLevel,
+    values: Values,
+    value: Vec<u8>,
+    request: Vec<u8>,
+}
+
+impl Native {
+    fn new(load: &Load) -> Self {
+        let Load { changes, ack, bytes, .. } = *load;
+        Self { changes, ack, values: Values::new(bytes), value: Vec::new(), request: Vec::new() }
+    }
+}
+
+impl Talk for Native {
+    fn greet(&self, stream: &mut UnixStream) -> Result<()> {
+        let ours = Greeting { versions: client::VERSIONS, member: None };
+        stream.write_all(&ours.to_bytes()).doing("greeting a member")?;
+        let (mut input, mut byte) = (Vec::new(), [0]);
+        // Byte by byte: what follows the greeting is not taken along.
+        while Greeting::parse(&input, true, client::VERSIONS)
+            .map_err(|error| Error::Failed(format!("the member's greeting: {error}")))?
+            .is_none()
+        {
+            stream.read_exact(&mut byte).doing("hearing a member's greeting")?;
+            input.extend_from_slice(&byte);
+        }
+        Ok(())
+    }
+
+    fn ask(&mut self, number: u64, out: &mut Vec<u8>) {
+        let first = number * self.changes;
+        let start = begin_write(out, Some(self.ack), 0, first + 1);
+        for change in first..first + self.changes {
+            let path = format!("/BENCH/o{:06}", change % OBJECTS);
+            self.value.clear();
+            self.values.push(change, &mut self.value);
+            // Values are letters and digits.
+            let value = ValueRef::Text(std::str::from_utf8(&self.value).unwrap_or_default());
+            let edit = AttributeEdit { name: "Value", how: How::Set, values: vec![value] };
+            let put = Operation::Put { path: &path, class: Some("Bench"), replace: false, attributes: vec![edit] };
+            self.request.clear();
+            encode_request(&[put], &mut self.request);
+            push_request(out, &self.request);
+        }
+        end_write(out, start, self.changes as u32);
+    }
+
+    fn answer(&self, bytes: &[u8]) -> Result<Option<Answer>> {
+        let wrong = |what: String| Error::Failed(format!("a member answered {what}"));
+        let (mut at, mut reached) = (0, 0);
+        while let Some(end) = message_bytes(&bytes[at..], MAX_ANSWER_BYTES).map_err(|error| wrong(error.to_string()))?
+            && let Some(message) = bytes.get(at..at + end)
+        {
+            match Said::parse(message).map_err(|error| wrong(error.to_string()))? {
+                Said::Reached(said) if said.level == self.ack && !said.alone => reached += u64::from(said.count),
+                other => return Err(wrong(format!("{other:?}"))),
+            }
+            at += end;
+        }
+        Ok((reached >= self.changes).then_some(Answer::Done))
+    }
+}
+
 /// Changes over HTTP: one by PUT, several as one transaction by POST.
 struct Puts {
     changes: u64,
@@ -245,8 +331,9 @@ struct Puts {
 
 impl Puts {
     fn new(load: &Load) -> Self {
-        let expected = format!(r#""level":"{}""#, load.ack);
-        Self { changes: load.changes, ack: load.ack, values: Values::new(load.bytes), body: Vec::new(), expected }
+        let ack = load.ack.name();
+        let expected = format!(r#""level":"{ack}""#);
+        Self { changes: load.changes, ack, values: Values::new(load.bytes), body: Vec::new(), expected }
     }
 
     fn push_object(&mut self, change: u64, with_path: bool) {
@@ -302,8 +389,40 @@ impl Talk for Puts {
 mod tests {
     use super::*;
 
+    const HTTP: Load = LOADS[5];
+
     fn answer(text: &str) -> Result<Option<Answer>> {
-        Puts::new(&LOADS[0]).answer(text.as_bytes())
+        Puts::new(&HTTP).answer(text.as_bytes())
+    }
+
+    #[test]
+    fn native_answers_count_when_all_changes_reached_the_level() {
+        let native = Native::new(&LOADS[0]);
+        let said = |first, count, level, alone| {
+            let mut bytes = Vec::new();
+            Said::Reached(client::Reached { first, count, level, alone, versions: client::Versions::default() })
+                .encode(&mut bytes);
+            bytes
+        };
+        let [some, rest] = [said(1, 200, AckLevel::Durable, false), said(201, 56, AckLevel::Durable, false)];
+        assert_eq!(native.answer(&some).unwrap(), None);
+        let all = [some, rest].concat();
+        assert_eq!(native.answer(&all[..all.len() - 1]).unwrap(), None);
+        assert_eq!(native.answer(&all).unwrap(), Some(Answer::Done));
+        assert!(native.answer(&said(1, 256, AckLevel::Local, false)).is_err());
+        assert!(native.answer(&said(1, 256, AckLevel::Durable, true)).is_err());
+    }
+
+    #[test]
+    fn native_requests_are_numbered_one_by_one() {
+        let mut out = Vec::new();
+        Native::new(&LOADS[0]).ask(2, &mut out);
+        let mut write = client::Write::parse(&out).unwrap();
+        assert_eq!((write.first, write.count, write.ack), (513, 256, Some(AckLevel::Durable)));
+        let mut operations = client::Operations::parse(write.requests.take().unwrap()).unwrap();
+        let Some(Operation::Put { path, attributes, .. }) = operations.take().unwrap() else { panic!("no put") };
+        assert_eq!(path, "/BENCH/o000512");
+        assert!(matches!(attributes[0].values[0], ValueRef::Text(text) if text.len() == 200));
     }
 
     #[test]
@@ -321,7 +440,7 @@ mod tests {
     #[test]
     fn requests_are_what_the_interface_says() {
         let mut out = Vec::new();
-        Puts::new(&LOADS[0]).ask(1, &mut out);
+        Puts::new(&HTTP).ask(1, &mut out);
         let text = String::from_utf8(out).unwrap();
         let (head, body) = text.split_once("\r\n\r\n").unwrap();
         assert!(head.starts_with("POST /v1/ds?ack=durable HTTP/1.1\r\n"), "{head}");

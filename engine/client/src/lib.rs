@@ -267,6 +267,15 @@ impl Client {
         self.reports.pop_front()
     }
 
+    /// As [`wait`](Self::wait), but not much longer than `patience`: `None` also when nothing has come by then.
+    pub fn wait_for(&mut self, patience: Duration) -> Option<Report> {
+        let until = Instant::now() + patience;
+        while self.reports.is_empty() && !self.kept.is_empty() && Instant::now() < until {
+            self.go_on(true);
+        }
+        self.reports.pop_front()
+    }
+
     /// Makes one change and waits for it; reports of others stay to be taken.
     ///
     /// # Errors

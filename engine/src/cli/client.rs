@@ -4,7 +4,7 @@
 
 use std::{
     io::{self, IsTerminal, Write},
-    path::PathBuf,
+    path::{Path, PathBuf},
     process::ExitCode,
     time::Duration,
 };
@@ -24,7 +24,7 @@ use tokio::{net::UnixStream, time::Instant};
 /// An answer that is no stream is at most this long: an object of 64 MiB as base64, and some room.
 const MAX_ANSWER_BYTES: usize = 512 << 20;
 /// How much longer than the member the client waits.
-const GRACE: Duration = Duration::from_secs(5);
+pub(super) const GRACE: Duration = Duration::from_secs(5);
 /// What stands for itself in a path or query.
 const PLAIN: &AsciiSet = &NON_ALPHANUMERIC.remove(b'-').remove(b'.').remove(b'_').remove(b'~');
 
@@ -125,6 +125,18 @@ impl Client {
         Self { socket, timeout, deadline: timeout.map(|timeout| Instant::now() + timeout + GRACE) }
     }
 
+    /// The member's socket.
+    #[must_use]
+    pub fn socket(&self) -> &Path {
+        &self.socket
+    }
+
+    /// What was asked for as the time that the member may take.
+    #[must_use]
+    pub const fn timeout(&self) -> Option<Duration> {
+        self.timeout
+    }
+
     /// `timeout=…` for a query, where one was asked for: the member gives up at the same time.
     #[must_use]
     pub fn timeout_query(&self) -> Option<String> {
@@ -193,7 +205,9 @@ impl Client {
         sender.send_request(request).await.map_err(gone)
     }
 
-    fn unreachable(&self, error: &io::Error) -> CliError {
+    /// Nobody answers at the socket.
+    #[must_use]
+    pub fn unreachable(&self, error: &io::Error) -> CliError {
         let hint = match error.kind() {
             io::ErrorKind::PermissionDenied => "Try: sudo, or joining the group of [api] group",
             _ => "Try: ringpair run, or --socket PATH",
@@ -217,10 +231,10 @@ fn failure(status: StatusCode, text: &[u8]) -> CliError {
         None => format!("the member answered {status}"),
     };
     if let (Some(name), Some(address)) = (body["active"]["name"].as_str(), body["active"]["address"].as_str()) {
-        message.push_str(&format!("; {name} ({address}) is. Try: the command there"));
+        message.push_str(&active_is(name, address));
     }
     if let Some(version) = body.get("version") {
-        message.push_str(&format!(" (version {}:{}, outcome unknown)", version["epoch"], version["seq"]));
+        message.push_str(&unknown(&format!("{}:{}", version["epoch"], version["seq"])));
     }
     for blocker in body["blockers"].as_array().into_iter().flatten() {
         let part = |key: &str| blocker[key].as_str().unwrap_or_default().to_owned();
@@ -232,6 +246,16 @@ fn failure(status: StatusCode, text: &[u8]) -> CliError {
         StatusCode::GATEWAY_TIMEOUT => CliError::TimedOut(message),
         _ => CliError::Failed(message),
     }
+}
+
+/// Where a refused command belongs.
+pub(super) fn active_is(name: &str, address: &str) -> String {
+    format!("; {name} ({address}) is. Try: the command there")
+}
+
+/// What is known of a change that did not reach its level in time.
+pub(super) fn unknown(version: &str) -> String {
+    format!(" (version {version}, outcome unknown)")
 }
 
 /// The events of a stream, one after the other.

@@ -21,12 +21,13 @@ use ringpair_wire::{
     ds::{DsPath, MAX_VALUE_BYTES},
     id::AckLevel,
 };
-use serde_json::{Map, Value as Json, json};
+use serde_json::{Value as Json, json};
 use tokio::sync::mpsc;
 
 use super::{
     args::{DsAction, Shared},
     client::{Body, CliError, Client, Events, Progress, ds_url, encoded, json_body, nothing},
+    native,
     ops::written,
     plain, print, print_json, printable,
     status::bytes,
@@ -36,7 +37,11 @@ use super::{
 pub(super) async fn ds(shared: &Shared, client: &Client, action: DsAction) -> Result<(), CliError> {
     match action {
         DsAction::Put { path, class, replace, edits, ack } => {
-            let mut body = json!({"attributes": attributes(&edits)?});
+            let edits = parsed(&edits)?;
+            if native::fits(edits.values().flat_map(Edit::values)) {
+                return native::put(shared, client, &path, (class.as_deref(), replace), &edits, ack);
+            }
+            let mut body = json!({"attributes": attributes(edits)});
             if let Some(class) = class {
                 body["class"] = class.into();
             }
@@ -45,15 +50,10 @@ pub(super) async fn ds(shared: &Shared, client: &Client, action: DsAction) -> Re
             change(shared, client, Method::PUT, &target, json_body(&body)).await
         }
         DsAction::Unset { path, attributes, ack } => {
-            let nulls: Map<String, Json> = attributes.into_iter().map(|name| (name, Json::Null)).collect();
-            let target = with_query(&ds_url(&path), &[level(ack), client.timeout_query()]);
-            change(shared, client, Method::PUT, &target, json_body(&json!({ "attributes": nulls }))).await
+            let edits = attributes.into_iter().map(|name| (name, Edit::Unset)).collect();
+            native::put(shared, client, &path, (None, false), &edits, ack)
         }
-        DsAction::Rm { path, recursive, ack } => {
-            let recursive = recursive.then(|| "recursive".to_owned());
-            let target = with_query(&ds_url(&path), &[level(ack), recursive, client.timeout_query()]);
-            change(shared, client, Method::DELETE, &target, nothing()).await
-        }
+        DsAction::Rm { path, recursive, ack } => native::remove(shared, client, &path, recursive, ack),
         DsAction::Get { path } => {
             let object = client.get(&ds_url(&path)).await?;
             if shared.json { print_json(&object) } else { print(&render(&object)) }
@@ -101,15 +101,29 @@ async fn change(shared: &Shared, client: &Client, method: Method, target: &str, 
 
 /// What is to happen to one attribute.
 #[derive(Debug, PartialEq)]
-enum Edit {
-    Set(Vec<Json>),
-    Add(Vec<Json>),
-    Remove(Vec<Json>),
+pub(super) enum Edit {
+    Set(Vec<Vec<u8>>),
+    Add(Vec<Vec<u8>>),
+    Remove(Vec<Vec<u8>>),
+    Unset,
 }
 
-/// The attributes that `ATTR=VALUE`, `ATTR+=VALUE`, `ATTR-=VALUE`, `ATTR=@FILE` ask for; the same again adds a value.
-fn attributes(edits: &[impl AsRef<OsStr>]) -> Result<Json, CliError> {
-    let mut all: BTreeMap<String, Edit> = BTreeMap::new();
+impl Edit {
+    /// The values that it names.
+    pub(super) fn values(&self) -> &[Vec<u8>] {
+        match self {
+            Self::Set(values) | Self::Add(values) | Self::Remove(values) => values,
+            Self::Unset => &[],
+        }
+    }
+}
+
+/// The edits by attribute.
+pub(super) type Edits = BTreeMap<String, Edit>;
+
+/// What `ATTR=VALUE`, `ATTR+=VALUE`, `ATTR-=VALUE`, `ATTR=@FILE` ask for; the same again adds a value.
+fn parsed(edits: &[impl AsRef<OsStr>]) -> Result<Edits, CliError> {
+    let mut all = Edits::new();
     for edit in edits {
         let (name, new) = one_edit(edit.as_ref())?;
         match (all.get_mut(&name), new) {
@@ -126,19 +140,26 @@ fn attributes(edits: &[impl AsRef<OsStr>]) -> Result<Json, CliError> {
             }
         }
     }
-    let fields = all.into_iter().map(|(name, edit)| {
+    Ok(all)
+}
+
+/// Edits as the HTTP call takes them.
+fn attributes(edits: Edits) -> Json {
+    let values = |values: Vec<Vec<u8>>| values.into_iter().map(value).collect::<Vec<_>>();
+    let fields = edits.into_iter().map(|(name, edit)| {
         let json = match edit {
-            Edit::Set(values) => Json::from(values),
-            Edit::Add(values) => json!({ "add": values }),
-            Edit::Remove(values) => json!({ "remove": values }),
+            Edit::Set(set) => Json::from(values(set)),
+            Edit::Add(add) => json!({ "add": values(add) }),
+            Edit::Remove(remove) => json!({ "remove": values(remove) }),
+            Edit::Unset => Json::Null,
         };
         (name, json)
     });
-    Ok(Json::Object(fields.collect()))
+    Json::Object(fields.collect())
 }
 
 /// Which edit a list of values becomes.
-type MakeEdit = fn(Vec<Json>) -> Edit;
+type MakeEdit = fn(Vec<Vec<u8>>) -> Edit;
 
 fn one_edit(edit: &OsStr) -> Result<(String, Edit), CliError> {
     let usage = |what: &str| CliError::Usage(format!("{} {what}. Try: Extension=101", edit.display()));
@@ -155,9 +176,9 @@ fn one_edit(edit: &OsStr) -> Result<(String, Edit), CliError> {
         return Err(usage("has no name before '='"));
     }
     let value = match text {
-        [b'@', b'@', ..] => value(text[1..].to_vec()),
-        [b'@', file @ ..] => value(file_value(Path::new(OsStr::from_bytes(file)))?),
-        text => value(text.to_vec()),
+        [b'@', b'@', ..] => text[1..].to_vec(),
+        [b'@', file @ ..] => file_value(Path::new(OsStr::from_bytes(file)))?,
+        text => text.to_vec(),
     };
     Ok((name.to_owned(), how(vec![value])))
 }
@@ -318,18 +339,18 @@ mod tests {
         let expected = json!({
             "A": ["1", "2"], "B": {"add": ["x=y"]}, "C": {"remove": ["z"]}, "D": [""], "E": ["@at"], "Blob": [{"base64": "/wA="}],
         });
-        assert_eq!(attributes(&edits).expect("good"), expected);
+        assert_eq!(attributes(parsed(&edits).expect("good")), expected);
         let raw = OsStr::from_bytes(b"A=\xfe");
-        assert_eq!(attributes(&[raw]).expect("good"), json!({"A": [{"base64": "/g=="}]}));
+        assert_eq!(attributes(parsed(&[raw]).expect("good")), json!({"A": [{"base64": "/g=="}]}));
     }
 
     #[test]
     fn bad_edits_name_themselves() {
         for bad in ["A", "=1", "+=1", "A=@/no/such/file"] {
-            let error = attributes(&[bad]).expect_err(bad);
+            let error = parsed(&[bad]).expect_err(bad);
             assert!(matches!(error, CliError::Usage(_)) && error.to_string().contains("Try"), "{bad}: {error}");
         }
-        assert!(matches!(attributes(&["A=1", "A+=2"]), Err(CliError::Usage(_))));
+        assert!(matches!(parsed(&["A=1", "A+=2"]), Err(CliError::Usage(_))));
     }
 
     #[test]

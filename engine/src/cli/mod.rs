@@ -9,6 +9,7 @@ pub mod client;
 mod ds;
 mod keys;
 mod member;
+mod native;
 mod ops;
 mod status;
 

@@ -75,6 +75,8 @@ pub(super) struct Native {
 #[derive(Default)]
 struct Slot {
     tag: u16,
+    /// It stands in `ready`.
+    is_ready: bool,
     conn: Option<Box<Conn>>,
 }
 
@@ -174,7 +176,13 @@ impl Native {
         }
         self.dirty.push(id.index);
         if received {
-            self.ready.push_back(id.index);
+            self.make_ready(id.index);
+        }
+    }
+
+    fn make_ready(&mut self, index: u32) {
+        if !std::mem::replace(&mut self.slots[index as usize].is_ready, true) {
+            self.ready.push_back(index);
         }
     }
 
@@ -272,17 +280,18 @@ impl Stream {
         let mut refusal = None;
         for _ in 0..self.native.ready.len() {
             let Some(index) = self.native.ready.pop_front() else { return };
+            self.native.slots[index as usize].is_ready = false;
             let Some(mut conn) = self.native.slots[index as usize].conn.take() else { continue };
             let left = self.serve(&mut conn, &mut budget, &mut refusal, now);
             self.native.slots[index as usize].conn = Some(conn);
             self.native.dirty.push(index);
             match left {
                 Left::Empty => {}
-                Left::Held => self.native.ready.push_back(index),
+                Left::Held => self.native.make_ready(index),
                 Left::More => {
                     self.native.goes_on = true;
                     // The others come first in the next turn.
-                    return self.native.ready.push_back(index);
+                    return self.native.make_ready(index);
                 }
             }
         }

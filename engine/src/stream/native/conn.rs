@@ -128,9 +128,7 @@ impl Conn {
             let Some((_, end)) = Greeting::parse(inbox, false, client::VERSIONS)? else { return Ok(Next::Nothing) };
             (self.greeted, self.at) = (true, end);
         }
-        if let Some((_, end)) = self.message.take_if(|(progress, _)| progress.left == 0)
-            && self.at < end
-        {
+        if let Some((_, end)) = self.message.take_if(|(progress, _)| progress.left == 0) {
             return Err(DecodeError::Trailing { what: "write", got: end - self.at }.into());
         }
         let (progress, end) = match self.message {
@@ -180,6 +178,9 @@ impl Conn {
         progress.left -= count;
         // Whoever is done with several is done with all that are left.
         self.at = if count == 1 { self.request_end } else { *end };
+        if progress.left == 0 && self.at == *end {
+            self.message = None;
+        }
     }
 
     /// Queues an answer.
@@ -234,7 +235,7 @@ impl Conn {
             self.sending_since = Some(StdInstant::now());
         }
         if !self.ending
-            && self.message.is_none_or(|(progress, end)| progress.left == 0 && self.at == end)
+            && self.message.is_none()
             && let Some(buf) = self.room_to_receive()
         {
             let op = Op::Recv { fd: self.fd.clone(), buf };
@@ -394,6 +395,8 @@ mod tests {
             conn.taken();
             assert_eq!(next(&mut conn, driver), (2, request(2).len()));
             conn.taken();
+            // The turn's time may be over just here.
+            assert!(conn.pump(driver));
             assert_eq!(next(&mut conn, driver), (7, long.len()));
             conn.taken();
             assert_eq!(next(&mut conn, driver), (9, request(3).len()));
