@@ -156,17 +156,14 @@ fn a_lying_frame_closes_the_lane_and_nothing_of_it_is_applied() {
 #[test]
 fn a_lie_on_the_bulk_lane_closes_it_and_files_arrive_all_the_same() {
     let (pair, liar) = pair_with_a_liar();
-    let lies: [(&str, Box<dyn Fn() -> Vec<u8> + Send>, u8); 2] = [
-        (
-            "does not expand",
-            Box::new(|| [&packed_header(MessageKind::Mirror, 1 << 20)[..], &bomb()].concat()),
-            MessageKind::Packed as u8,
-        ),
-        ("does not belong on the bulk lane", Box::new(|| b"frame".to_vec()), MessageKind::Frame as u8),
+    let packed = [&packed_header(MessageKind::Mirror, 1 << 20)[..], &bomb()].concat();
+    let lies = [
+        ("does not expand", packed, MessageKind::Packed as u8),
+        ("does not belong on the bulk lane", b"frame".to_vec(), MessageKind::Frame as u8),
     ];
     for (number, (why, lie, kind)) in lies.into_iter().enumerate() {
         let mirror = MessageKind::Mirror as u8;
-        liar.lie(move |lane, is, _| (lane == LaneKind::Bulk && is == mirror).then(|| (kind, lie())));
+        liar.lie(move |lane, is, _| (lane == LaneKind::Bulk && is == mirror).then(|| (kind, lie.clone())));
         let name = format!("srv/app/file{number}");
         fs::write(pair.a.root().join(&name), vec![b'x'; 100_000]).unwrap();
         wait_until("it is lied", || liar.has_lied());
