@@ -251,3 +251,27 @@ fn bulk_yields_when_the_path_gets_slow_and_still_fills_the_link() {
     assert!(took < most, "{bytes} bytes took {took:?}: the link was not used");
     pair.wait_in_sync();
 }
+
+// REQ: OPS-197
+#[test]
+fn a_mark_that_does_not_arrive_as_it_was_sent_is_named() {
+    let mut pair = Pair::prepare(&options(&[]));
+    pair.a.start(&[]);
+    // To A it is all the same whether the path changes the mark or B gives another one.
+    pair.b.start(&["--set", "transport.dscp.ping=CS5"]);
+    pair.wait_in_sync();
+    for (member, arrives) in [(&pair.a, 40), (&pair.b, 34)] {
+        wait_until("the mark of the peer's heartbeats is known", || {
+            let status = member.status().unwrap_or_default();
+            ["main", "aux"].iter().all(|path| status["connections"][path]["received_dscp"] == arrives)
+                && status["warnings"].to_string().contains("marks-changed")
+        });
+    }
+    pair.b.stop();
+    pair.b.start(&[]);
+    wait_until("both give the same mark", || {
+        let status = pair.a.status().unwrap_or_default();
+        let arrives = &status["connections"]["main"]["received_dscp"];
+        *arrives == 34 && !status["warnings"].to_string().contains("marks-changed")
+    });
+}

@@ -106,6 +106,9 @@ pub struct ConnectionStatus {
     pub rtt_us: Option<u64>,
     /// The ping lane's mark, read back from the socket.
     pub dscp: Option<u8>,
+    /// The mark that the peer's newest heartbeat arrived with (OPS-197): another than it was sent with, where the path
+    /// changes marks. `None` before the first.
+    pub received_dscp: Option<u8>,
     /// The marks of all lanes there, read back.
     pub lanes: BTreeMap<String, u8>,
     /// What the lanes' sockets say of themselves, by lane.

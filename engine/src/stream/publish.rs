@@ -3,7 +3,7 @@
 //! Always: published at most every [`super::PUBLISH_EVERY`], and at once when the role changes.
 
 use ringpair_core::{Instant, status::Status};
-use ringpair_wire::control::Role;
+use ringpair_wire::{control::Role, lane::PathKind};
 
 use super::{Stream, report};
 use crate::{
@@ -50,6 +50,7 @@ impl Stream {
     pub(super) fn publish(&mut self, core: &Status, now: Instant) {
         self.published = now;
         self.tell_delay(core, now);
+        self.compare_marks();
         if core.position.seq > core.peer.durable && core.role == Role::Active {
             self.lagging_since.get_or_insert(now);
         } else {
@@ -90,6 +91,25 @@ impl Stream {
             let lane = info.lane.name();
             let text = format!("the kernel did not take an option of the {lane} lane: {refused}. Try: [transport]");
             self.warn(&code, text);
+        }
+    }
+
+    /// Warns where heartbeats do not arrive with the mark that this member gives its own (OPS-197).
+    fn compare_marks(&mut self) {
+        let changed = PathKind::ALL.into_iter().filter_map(|path| {
+            let (sent, arrived) = self.transport.sent_and_arrived_marks(path).filter(|(sent, came)| sent != came)?;
+            Some(format!("{}: {arrived}, not {sent}", path.name()))
+        });
+        let changed: Vec<String> = changed.collect();
+        if changed.is_empty() {
+            self.unwarn("marks-changed");
+        } else {
+            let text = format!(
+                "heartbeats of the peer arrive with another mark than this member gives its own ({}). Try: the same \
+                 [transport] dscp on both; else the path changes marks",
+                changed.join("; ")
+            );
+            self.warn("marks-changed", text);
         }
     }
 

@@ -93,6 +93,7 @@ fn connection(parts: &Parts<'_>, path: PathKind, status: PathStatus) -> Connecti
         rtt_us: status.rtt.map(|rtt| u64::try_from(rtt.as_micros()).unwrap_or(u64::MAX)),
         dscp: own(LaneKind::Ping).and_then(|info| info.dscp).map(|dscp| dscp.number()),
         lanes: infos.iter().filter_map(mark).collect(),
+        received_dscp: parts.transport.sent_and_arrived_marks(path).map(|(_, arrived)| arrived.number()),
         sockets: infos
             .iter()
             .map(|info| (info.lane.name().to_owned(), socket(info, parts.bulk_credit_bytes)))

@@ -20,11 +20,11 @@ use super::{
     socket,
     types::{ConnId, TransportConfig, TransportEvent},
 };
-use crate::ring::{Buf, Carried, Driver, Fd, Op, Shared, Token};
+use crate::ring::{Driver, Fd, Op, Shared, Token};
 
 /// So many wait at most.
 const QUEUE: usize = 8;
-/// So many are read at once, besides the one that the driver brought.
+/// So many are read at once.
 const BURST: usize = 64;
 
 struct Socket {
@@ -40,6 +40,8 @@ pub(super) struct Datagrams {
     sockets: Vec<Socket>,
     /// Which socket main and aux use.
     by_path: [Option<usize>; 2],
+    /// The mark that the peer's newest heartbeat on main and aux arrived with.
+    arrived: [Option<Dscp>; 2],
 }
 
 const fn slot(path: PathKind) -> usize {
@@ -68,7 +70,7 @@ impl Datagrams {
         }
         let locals: Vec<SocketAddr> = sockets.iter().map(|socket| socket.local).collect();
         let pick = |path| config.path(path).and_then(|address| socket::pick_local(&locals, address));
-        let datagrams = Self { by_path: [pick(PathKind::Main), pick(PathKind::Aux)], sockets };
+        let datagrams = Self { by_path: [pick(PathKind::Main), pick(PathKind::Aux)], sockets, arrived: [None; 2] };
         datagrams.mark(PathKind::Aux, config);
         datagrams.mark(PathKind::Main, config);
         Ok(datagrams)
@@ -76,13 +78,24 @@ impl Datagrams {
 
     /// Marks the socket of `path`. A socket that both paths share has main's mark.
     pub(super) fn mark(&self, path: PathKind, config: &TransportConfig) {
-        if path == PathKind::Aux && self.by_path[0] == self.by_path[1] && config.path(PathKind::Main).is_some() {
+        if path == PathKind::Aux && self.is_shared(config) {
             return;
         }
         let Some(socket) = self.by_path[slot(path)].and_then(|index| self.sockets.get(index)) else { return };
         if let Err(error) = socket::mark(&socket.fd, config.ping.dscp(path), config.ping.priority) {
             tracing::warn!(%error, "the heartbeats' socket could not be marked");
         }
+    }
+
+    /// Whether both paths use one socket.
+    fn is_shared(&self, config: &TransportConfig) -> bool {
+        self.by_path[0] == self.by_path[1] && config.path(PathKind::Main).is_some()
+    }
+
+    /// The mark that heartbeats on `path` leave with, and the one that the peer's arrived with, once one has.
+    pub(super) fn sent_and_arrived(&self, path: PathKind, config: &TransportConfig) -> Option<(Dscp, Dscp)> {
+        let marked = if self.is_shared(config) { PathKind::Main } else { path };
+        Some((config.ping.dscp(marked), self.arrived[slot(path)]?))
     }
 
     pub(super) fn marks(&self, path: PathKind) -> Option<(Dscp, u8)> {
@@ -105,7 +118,8 @@ impl Datagrams {
     pub(super) fn submit(&mut self, driver: &mut Driver) {
         for (index, socket) in self.sockets.iter_mut().enumerate() {
             if !socket.receiving {
-                let op = Op::RecvFrom { fd: socket.fd.clone(), buf: Buf::heap(SEALED_BYTES + 1) };
+                // Not received by the driver: the mark comes beside the datagram.
+                let op = Op::PollReadable { fd: socket.fd.clone() };
                 socket.receiving = driver.submit(token(index, OpKind::DatagramReceive), op).is_ok();
             }
             if !socket.sending
@@ -136,22 +150,20 @@ impl Transport {
         }
     }
 
-    /// A datagram came: this one, then all that are there.
-    pub(super) fn datagram_came(&mut self, index: u32, carried: Carried) {
+    /// Datagrams came: all that are there, up to a bound.
+    pub(super) fn datagram_came(&mut self, index: u32) {
         let Some(socket) = self.datagrams.sockets.get_mut(index as usize) else { return };
         socket.receiving = false;
         let fd = socket.fd.clone();
-        let Carried::Datagram { buf, peer: Some(peer) } = carried else { return };
-        self.open_heartbeat(&buf, peer);
         let mut buffer = [0; SEALED_BYTES + 1];
         for _ in 0..BURST {
-            let Some((len, peer)) = socket::receive_now(&fd.as_fd(), &mut buffer) else { break };
-            self.open_heartbeat(&buffer[..len], peer);
+            let Some(datagram) = socket::receive_now(&fd.as_fd(), &mut buffer) else { break };
+            self.open_heartbeat(&buffer[..datagram.len], datagram);
         }
     }
 
-    fn open_heartbeat(&mut self, datagram: &[u8], source: SocketAddr) {
-        let (path, conn, plaintext) = match self.keyring.open(datagram) {
+    fn open_heartbeat(&mut self, sealed: &[u8], came: socket::Datagram) {
+        let (path, conn, plaintext) = match self.keyring.open(sealed) {
             Ok(opened) => opened,
             Err(dropped) => {
                 let counter = match dropped {
@@ -165,7 +177,8 @@ impl Transport {
             }
         };
         self.stats.heartbeats_received += 1;
-        self.keyring.heard_from(path, source);
+        self.keyring.heard_from(path, came.peer);
+        self.datagrams.arrived[slot(path)] = came.mark;
         match self.table.get_mut(conn) {
             // The peer's hello is still on its way: `Up` comes first.
             Some(early) if early.state == State::Greeting => early.early_heartbeat = Some(plaintext),

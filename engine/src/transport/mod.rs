@@ -390,6 +390,13 @@ impl Transport {
         self.listeners.iter().filter_map(|listener| socket::local_address(&listener.fd)).collect()
     }
 
+    /// The mark that this member's heartbeats on `path` leave with, and the one that the peer's newest arrived with, once
+    /// one has (OPS-197).
+    #[must_use]
+    pub fn sent_and_arrived_marks(&self, path: PathKind) -> Option<(Dscp, Dscp)> {
+        self.datagrams.sent_and_arrived(path, &self.config)
+    }
+
     /// The mark and priority of the datagram socket of `path`, read back.
     #[must_use]
     pub fn heartbeat_marks(&self, path: PathKind) -> Option<(Dscp, u8)> {

@@ -16,8 +16,9 @@ use nix::{
     errno::Errno,
     getsockopt_impl, setsockopt_impl, sockopt_impl,
     sys::socket::{
-        AddressFamily, Backlog, GetSockOpt as _, MsgFlags, SetSockOpt as _, SockFlag, SockType, SockaddrLike,
-        SockaddrStorage, bind, getpeername, getsockname, getsockopt, listen, setsockopt, socket, sockopt,
+        AddressFamily, Backlog, ControlMessageOwned, GetSockOpt as _, MsgFlags, SetSockOpt as _, SockFlag, SockType,
+        SockaddrLike, SockaddrStorage, bind, getpeername, getsockname, getsockopt, listen, recvmsg, setsockopt, socket,
+        sockopt,
     },
 };
 use ringpair_wire::{dscp::Dscp, lane::PathKind};
@@ -51,6 +52,8 @@ sockopt_impl!(
     libc::c_int
 );
 
+/// The least window, in segments of the greatest size.
+const LEAST_SEGMENTS: u32 = 4;
 /// More than any window that TCP offers by itself.
 const ANY_WINDOW_BYTES: u32 = 1 << 30;
 
@@ -160,9 +163,15 @@ pub(super) fn read_back(fd: &impl AsFd) -> Marks {
     Marks { dscp, priority, congestion, user_timeout_ms, notsent_lowat_bytes, pacing_bytes_per_s }
 }
 
-/// Bounds the window that is offered to the peer; what was offered already stands.
+/// Bounds the window that is offered to the peer; what was offered already stands. Never to less than a few of the
+/// largest segments, which are 64 KiB on loopback: a sender that waits for room for a whole one waits for a timer.
 pub(super) fn set_window(fd: &impl AsFd, bytes: Option<u32>) {
-    let bytes = libc::c_int::try_from(bytes.unwrap_or(ANY_WINDOW_BYTES)).unwrap_or(libc::c_int::MAX);
+    let segment = TcpInfo.get(fd).ok().and_then(|info| info.get(84..)?.first_chunk().copied()).map(u32::from_ne_bytes);
+    let bytes = match (bytes, segment) {
+        (Some(bytes), Some(segment)) => bytes.max(segment.saturating_mul(LEAST_SEGMENTS)),
+        _ => ANY_WINDOW_BYTES,
+    };
+    let bytes = libc::c_int::try_from(bytes).unwrap_or(libc::c_int::MAX);
     if let Err(error) = TcpWindowClamp.set(fd, &bytes) {
         tracing::debug!(%error, "the kernel refused TCP_WINDOW_CLAMP");
     }
@@ -228,22 +237,40 @@ pub(super) fn heartbeats(listener: &TcpListener, dscp: Dscp, priority: u8) -> io
         setsockopt(&fd, sockopt::Ipv6V6Only, &only)?;
     }
     mark(&fd, dscp, priority)?;
+    // What mark a datagram arrives with; where the kernel refuses, nothing is known of it. A dual socket needs both.
+    let _ = setsockopt(&fd, sockopt::IpRecvTos, &true);
+    if address.is_ipv6() {
+        let _ = setsockopt(&fd, sockopt::Ipv6RecvTClass, &true);
+    }
     bind(std::os::fd::AsRawFd::as_raw_fd(&fd), &SockaddrStorage::from(address))?;
     Ok(UdpSocket::from(fd))
 }
 
+/// A datagram that came.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) struct Datagram {
+    /// How long it is.
+    pub len: usize,
+    /// Who sent it.
+    pub peer: SocketAddr,
+    /// The mark that it arrived with (OPS-197).
+    pub mark: Option<Dscp>,
+}
+
 /// A datagram that is there already, without waiting for one.
-pub(super) fn receive_now(fd: &impl AsFd, buffer: &mut [u8]) -> Option<(usize, SocketAddr)> {
+pub(super) fn receive_now(fd: &impl AsFd, buffer: &mut [u8]) -> Option<Datagram> {
     let raw = std::os::fd::AsRawFd::as_raw_fd(&fd.as_fd());
-    let (len, from) = nix::sys::socket::recvmsg::<SockaddrStorage>(
-        raw,
-        &mut [io::IoSliceMut::new(buffer)],
-        None,
-        MsgFlags::MSG_DONTWAIT,
-    )
-    .ok()
-    .map(|message| (message.bytes, message.address))?;
-    Some((len, from.as_ref().and_then(to_std)?))
+    let mut space = nix::cmsg_space!(libc::c_int, libc::c_int);
+    let mut slices = [io::IoSliceMut::new(buffer)];
+    let message = recvmsg::<SockaddrStorage>(raw, &mut slices, Some(&mut space), MsgFlags::MSG_DONTWAIT).ok()?;
+    let tos = message.cmsgs().ok().into_iter().flatten().find_map(|told| match told {
+        ControlMessageOwned::Ipv4Tos(tos) => Some(tos),
+        ControlMessageOwned::Ipv6TClass(class) => u8::try_from(class).ok(),
+        _ => None,
+    });
+    let peer = message.address.as_ref().and_then(to_std)?;
+    let len = message.bytes;
+    Some(Datagram { len, peer, mark: tos.map(Dscp::from_tos_byte) })
 }
 
 /// Tells apart which of `locals` heartbeats of a path leave from.

@@ -41,7 +41,7 @@ impl Transport {
             Some(OpKind::Connect) => self.connect_done(id, result, now),
             Some(OpKind::Receive) => self.receive_done(id, result, carried),
             Some(OpKind::Send) => self.send_done(id, result, now),
-            Some(OpKind::DatagramReceive) => self.datagram_came(token.index(), carried),
+            Some(OpKind::DatagramReceive) => self.datagram_came(token.index()),
             Some(OpKind::DatagramSend) => self.datagram_sent(token.index(), result.is_err()),
             None => {}
         }
