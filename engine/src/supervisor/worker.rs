@@ -60,8 +60,6 @@ impl Worker {
         for variable in ["NOTIFY_SOCKET", "WATCHDOG_USEC", "WATCHDOG_PID"] {
             process.env_remove(variable);
         }
-        // One arena: the loops allocate little while they run, and what each arena keeps would count against the member.
-        process.env("MALLOC_ARENA_MAX", "1");
         if let Some(score) = &command.oom_score {
             process.env(OOM_SCORE_VARIABLE, score);
         }
