@@ -35,6 +35,11 @@ const SETTLES: Duration = Duration::from_secs(3);
 /// Bytes of a sealed heartbeat, paths, and heartbeats a second on each (detection profile `fast`).
 const BEAT: (usize, usize, u32) = (128, 2, 20);
 
+/// What the project promises of an idle pair: both members in percent of one core, each member in MiB.
+const PROMISED: &str = "promised";
+const PROMISED_CPU: f64 = 1.0;
+const PROMISED_MIB: f64 = 64.0;
+
 const CPU: &str = "cpu_percent";
 const WAKE_UPS: &str = "wake_ups_per_s";
 const MEMORY: [&str; 2] = ["memory_a_mib", "memory_b_mib"];
@@ -42,7 +47,7 @@ const MEMORY: [&str; 2] = ["memory_a_mib", "memory_b_mib"];
 /// Starts a pair, fills it, and takes every figure `plan.runs` times.
 ///
 /// # Errors
-/// When the pair does not come to rest, or the system refuses something.
+/// When the pair does not come to rest, the system refuses something, or a full run takes more than is promised.
 pub fn run(plan: &Plan) -> Result<Vec<Figure>> {
     let scale = if plan.quick { QUICK } else { 1 };
     let (objects, files) = (OBJECTS / scale, FILES / scale);
@@ -68,7 +73,9 @@ pub fn run(plan: &Plan) -> Result<Vec<Figure>> {
         samples.add(WAKE_UPS, wakes / took.as_secs_f64());
         for (name, member) in MEMORY.iter().zip(pair.members()) {
             samples.add(name, memory_mib(member)?);
+            samples.hold_against(name, PROMISED, PROMISED_MIB);
         }
+        samples.hold_against(CPU, PROMISED, PROMISED_CPU);
         samples.hold_against(CPU, "floor heartbeats over bare sockets", beats_alone(span / 4).doing("heartbeats")?);
         progress(&format!("idle: run {run} of {}", plan.runs));
     }
@@ -79,7 +86,16 @@ pub fn run(plan: &Plan) -> Result<Vec<Figure>> {
     for name in MEMORY {
         figures.extend(samples.figures(name, "MiB (PSS, supervisor and worker)")?);
     }
-    Ok(figures)
+    if plan.quick { Ok(figures) } else { kept(figures) }
+}
+
+/// The figures, unless one is beyond what is promised.
+fn kept(figures: Vec<Figure>) -> Result<Vec<Figure>> {
+    let promised = |figure: &&Figure| figure.reference.as_ref().is_some_and(|(name, _)| name == PROMISED);
+    match figures.iter().filter(promised).find(|figure| figure.ratio() > Some(1.0)) {
+        Some(broken) => Err(Error::Failed(format!("more than is promised: {}", broken.line()))),
+        None => Ok(figures),
+    }
 }
 
 fn fill_files(active: &Member, files: usize) -> io::Result<()> {
