@@ -19,7 +19,7 @@ use ringpair_client::{
     AttributeEdit, Client, FailureCode, How, Operation, Options as ClientOptions, Outcome, ValueRef,
 };
 use ringpair_tests::pair::{
-    Acknowledged, Dice, Options, PATIENCE, Pair, Victim, Writes, check_served, merge, wait_until,
+    Acknowledged, Dice, Member, Options, PATIENCE, Pair, Victim, Writes, check_served, merge, wait_until,
 };
 use ringpair_wire::{
     client::{self, Answer, Greeting, begin_write, encode_request, end_write, push_request},
@@ -246,9 +246,57 @@ fn what_a_killed_active_told_native_clients_is_served_afterwards() {
     }
 }
 
-/// Greets by hand.
+// REQ: protocol §10
+#[test]
+fn behind_a_refusal_nothing_is_taken_though_the_member_becomes_active() {
+    let mut pair = Pair::start(&Options::default());
+    pair.wait_in_sync();
+    let greeting = Greeting { versions: client::VERSIONS, member: None }.to_bytes();
+    let mut stream = connect_to(&pair.b, &greeting);
+    let mut said = Vec::new();
+    let mut ask = |number: u64| {
+        let (mut write, mut request) = (Vec::new(), Vec::new());
+        encode_request(&[put("/T/order", "N", &[&number.to_string()], How::Set)], &mut request);
+        let start = begin_write(&mut write, None, 0, number);
+        push_request(&mut write, &request);
+        end_write(&mut write, start, 1);
+        stream.write_all(&write).unwrap();
+        loop {
+            if let Ok(Some((_, end))) = Greeting::parse(&said, true, client::VERSIONS) {
+                said.drain(..end);
+            }
+            if let Some(whole) = client::message_bytes(&said, client::MAX_ANSWER_BYTES).unwrap() {
+                let answer = Answer::parse(&said[..whole]).unwrap();
+                said.drain(..whole);
+                return answer;
+            }
+            let mut piece = [0; 4096];
+            let count = stream.read(&mut piece).unwrap();
+            assert!(count > 0, "the member went away");
+            said.extend_from_slice(&piece[..count]);
+        }
+    };
+    let refused = |answer: &Answer| matches!(answer, Answer::Failed(failed) if failed.code == FailureCode::NotActive);
+    let answer = ask(1);
+    assert!(refused(&answer), "{answer:?}");
+    pair.a.signal(Victim::Both, Signal::SIGKILL);
+    assert!(pair.a.reap(PATIENCE));
+    pair.b.wait_active();
+    // Made again by a client, the first one would come behind this one: its older value would stand.
+    let answer = ask(2);
+    assert!(refused(&answer), "{answer:?}");
+    let mut client = Client::connect([pair.b.socket()], options(AckLevel::Local)).unwrap();
+    let outcome = client.change(&[put("/T/order", "N", &["1"], How::Set)]).unwrap();
+    assert!(matches!(outcome, Outcome::Reached { .. }), "{outcome:?}");
+}
+
+/// Greets A by hand.
 fn connect(pair: &Pair, bytes: &[u8]) -> UnixStream {
-    let mut stream = UnixStream::connect(pair.a.socket()).unwrap();
+    connect_to(&pair.a, bytes)
+}
+
+fn connect_to(member: &Member, bytes: &[u8]) -> UnixStream {
+    let mut stream = UnixStream::connect(member.socket()).unwrap();
     stream.set_read_timeout(Some(PATIENCE)).unwrap();
     stream.write_all(bytes).unwrap();
     stream

@@ -308,6 +308,7 @@ impl Stream {
         let (id, mut open) = (conn.id, None);
         loop {
             let full = conn.is_full(MAX_UNANSWERED) || self.long.is_some();
+            let turned_away = conn.turned_away;
             let (progress, request) = match conn.next() {
                 Ok(Next::Nothing) => return Left::Empty,
                 Ok(Next::Request(..)) if full => return Left::Held,
@@ -317,8 +318,11 @@ impl Stream {
                     return Left::Empty;
                 }
             };
-            if let Some(failure) = refusal.get_or_insert_with(|| self.refusal(now)) {
-                // The rest of the message at once: it would fare no better.
+            let again = turned_away.then_some(&Failure::NotActive { active: None });
+            if let Some(failure) = refusal.get_or_insert_with(|| self.refusal(now)).as_ref().or(again) {
+                // The rest of the message at once: it would fare no better. Nor may what comes behind it, once this
+                // member is active: the client makes what was refused again, which must not overtake.
+                conn.turned_away |= matches!(failure, Failure::NotActive { .. });
                 let answer = failed(progress.number, progress.left, failure, None);
                 conn.answered(progress.left, &Answer::Failed(answer));
                 open = None;

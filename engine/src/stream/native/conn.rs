@@ -67,6 +67,8 @@ pub(super) struct Conn {
     pub id: ConnId,
     /// Requests taken and not answered.
     pub unanswered: usize,
+    /// A request was refused because the member is not active: so is everything behind it (W-108).
+    pub turned_away: bool,
     fd: Fd,
     greeted: bool,
     greet_by: StdInstant,
@@ -93,6 +95,7 @@ impl Conn {
         Self {
             id,
             unanswered: 0,
+            turned_away: false,
             fd: Fd::new(fd),
             greeted: false,
             greet_by,
