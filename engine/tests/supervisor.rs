@@ -142,8 +142,9 @@ fn worker_main(dir: &Path, worker: &str) -> i32 {
     }
     let link = inherited.link;
     let status = WorkerStatus { role: Role::Active, epoch: EPOCH, ..WorkerStatus::default() };
-    link.send(&FromWorker::Status(status)).unwrap();
-    link.send(&FromWorker::Ready).unwrap();
+    // A supervisor that is killed already is heard of below.
+    let _ = link.send(&FromWorker::Status(status));
+    let _ = link.send(&FromWorker::Ready);
     for _ in 0_u64.. {
         let mut fds = [PollFd::new(link.as_fd(), PollFlags::POLLIN)];
         let _ = poll(&mut fds, PollTimeout::from(50_u16));
