@@ -76,7 +76,8 @@ impl Stream {
             say(&FromWorker::Status(told));
             self.told_supervisor = Some(told);
         }
-        if now.since(self.last_turn_told) >= self.core.heartbeat {
+        // Every H at the latest, and with a turn that heartbeats cause, so that an idle member does not wake for it alone.
+        if now.since(self.last_turn_told) >= self.core.heartbeat * 3 / 4 {
             say(&FromWorker::Turn);
             self.last_turn_told = now;
         }
