@@ -227,8 +227,9 @@ impl Stream {
         let Some(counted) = counted else { return };
         if counted != self.divergence && counted.records + counted.files > 0 {
             let (records, files) = (counted.records, counted.files);
-            let text = format!("{records} records and {files} files that the new active never got are in the archive");
-            self.warn("divergence", format!("{text}. Try: ringpair divergence ls"));
+            // Which member changed a file that differs is not known: only that what was here is kept.
+            let text = format!("{records} records that the new active never got, {files} files that it has otherwise");
+            self.warn("divergence", format!("{text}: in the archive. Try: ringpair divergence ls"));
         }
         self.divergence = counted;
     }
