@@ -8,6 +8,7 @@ use std::{
     panic::{AssertUnwindSafe, catch_unwind},
     path::PathBuf,
     process::ExitCode,
+    time::Duration,
 };
 
 use clap::Parser;
@@ -55,6 +56,12 @@ struct Options {
     /// tree: what is synchronized
     #[arg(long, value_name = "DIR", default_value = "/usr/share/doc")]
     tree: PathBuf,
+    /// How long one sample of load runs [default: 3, with --quick 0.3]
+    #[arg(long, value_name = "S", value_parser = clap::value_parser!(u16).range(1..=3600))]
+    seconds: Option<u16>,
+    /// stream: only the figure of this name
+    #[arg(long, value_name = "NAME")]
+    figure: Option<String>,
 }
 
 /// Runs what the command line asks for.
@@ -99,6 +106,8 @@ fn measure(name: &str, scenario: Scenario, options: &Options) -> Result<()> {
         quick: options.quick,
         peers: options.peers,
         tree: options.tree.clone(),
+        load: options.seconds.map(|seconds| Duration::from_secs(seconds.into())),
+        figure: options.figure.clone(),
     };
     let host = host::describe();
     // The pair's helpers panic when a member does not do what it must; by then its guards have ended it.

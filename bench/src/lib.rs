@@ -30,13 +30,23 @@ pub struct Plan {
     pub peers: bool,
     /// The tree of the scenario `tree`.
     pub tree: PathBuf,
+    /// How long one sample of load runs, where that is not the usual time.
+    pub load: Option<Duration>,
+    /// Only the figure of this name, where a scenario can take one alone.
+    pub figure: Option<String>,
 }
 
 impl Plan {
     /// How long one sample of load runs.
     #[must_use]
-    pub const fn load_for(&self) -> Duration {
-        Duration::from_millis(if self.quick { 300 } else { 3000 })
+    pub fn load_for(&self) -> Duration {
+        self.load.unwrap_or(Duration::from_millis(if self.quick { 300 } else { 3000 }))
+    }
+
+    /// Whether the figure `name` is to be taken.
+    #[must_use]
+    pub fn takes(&self, name: &str) -> bool {
+        self.figure.as_deref().is_none_or(|figure| figure == name)
     }
 }
 

@@ -143,6 +143,10 @@ impl Floor {
 /// # Errors
 /// When a member answers otherwise than asked, digests differ, or the system refuses something.
 pub fn run(plan: &Plan) -> Result<Vec<Figure>> {
+    if taken(plan).next().is_none() {
+        let names = LOADS.map(|load| load.name).join(", ");
+        return Err(Error::Failed(format!("there is no such figure. Try: one of {names}")));
+    }
     progress("stream: starting a pair");
     let pair = Pair::start(&Options::default());
     pair.wait_in_sync();
@@ -160,7 +164,7 @@ pub fn run(plan: &Plan) -> Result<Vec<Figure>> {
     let mut samples = Samples::default();
     for run in 1..=plan.runs {
         let floor = Floor::take(dir.path(), span / 6)?;
-        for load in &LOADS {
+        for load in taken(plan) {
             let before = cpu_s(&pair);
             let outcome = load.run(&socket, load.shape(span))?;
             if load.changes > 1 {
@@ -180,7 +184,12 @@ pub fn run(plan: &Plan) -> Result<Vec<Figure>> {
         }
         compare(&pair)?;
     }
-    figures(&samples)
+    figures(plan, &samples)
+}
+
+/// The loads that are asked for.
+fn taken(plan: &Plan) -> impl Iterator<Item = &'static Load> {
+    LOADS.iter().filter(|load| plan.takes(load.name))
 }
 
 /// The figure of what a change costs, whatever else runs on the machine.
@@ -230,15 +239,15 @@ fn open_loop(samples: &mut Samples, socket: &Path, load: &Load, rate: f64, span:
 
 const OPEN: [(&str, f64); 2] = [("durable_open_loop_p50_us", 0.5), ("durable_open_loop_p99_us", 0.99)];
 
-fn figures(samples: &Samples) -> Result<Vec<Figure>> {
+fn figures(plan: &Plan, samples: &Samples) -> Result<Vec<Figure>> {
     let mut figures = Vec::new();
-    for load in &LOADS {
+    for load in taken(plan) {
         figures.extend(samples.figures(load.name, &load.unit())?);
     }
-    for load in LOADS.iter().filter(|load| load.changes > 1) {
+    for load in taken(plan).filter(|load| load.changes > 1) {
         figures.extend(samples.figures(&cpu_name(load), "us of processor a change (both workers, user and kernel)")?);
     }
-    for (name, _) in OPEN {
+    for (name, _) in OPEN.iter().filter(|_| taken(plan).any(|load| load.connections == 64)) {
         let unit = "us (200 B, open loop at half of durable_64_clients_per_s, 64 native clients)";
         figures.extend(samples.figures(name, unit)?);
     }
