@@ -6,10 +6,19 @@ use std::{
     path::Path,
 };
 
-use super::JournalError;
+use super::{JournalError, format::PAGE_BYTES};
+use crate::ring::Shared;
 
 /// The size of one write of zeroes, in bytes: small enough that nothing waits long behind it.
 pub(super) const ZERO_CHUNK_BYTES: usize = 256 << 10;
+
+/// A chunk of zeroes that begins with a page, as writing past the page cache wants it.
+pub(super) fn zero_chunk() -> Shared {
+    let page = PAGE_BYTES as usize;
+    let zeroes = Shared::from(vec![0; ZERO_CHUNK_BYTES + page]);
+    let start = zeroes.as_ptr().align_offset(page);
+    zeroes.slice(start..start + ZERO_CHUNK_BYTES)
+}
 
 /// Names the operation and the file of an error.
 pub(super) fn failed<'a>(what: &'static str, file: &'a Path) -> impl FnOnce(io::Error) -> JournalError + 'a {

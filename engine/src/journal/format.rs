@@ -12,8 +12,10 @@ use ringpair_wire::{
     id::{ChainHash, Epoch, HistoryId, Position, Seq},
 };
 
+/// The unit in which files lie in memory and on disk, in bytes.
+pub(super) const PAGE_BYTES: u64 = 4096;
 /// Where the first frame begins, in bytes.
-pub(super) const FRAMES_OFFSET: u64 = 4096;
+pub(super) const FRAMES_OFFSET: u64 = PAGE_BYTES;
 /// Where the second copy of the header lies: in another sector than the first.
 const SECOND_COPY: usize = 2048;
 /// Where the mark lies: in another sector than either copy.

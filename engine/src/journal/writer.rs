@@ -18,8 +18,8 @@ use ringpair_wire::{
 use super::{
     AppendError, JournalError, JournalEvent, JournalOptions, JournalReader,
     catalog::{Catalog, Segment},
-    files::{ZERO_CHUNK_BYTES, failed},
-    format::{Before, FRAMES_OFFSET, MARK_OFFSET, Mark, SegmentHeader, segment_path},
+    files::{failed, zero_chunk},
+    format::{Before, FRAMES_OFFSET, MARK_OFFSET, Mark, PAGE_BYTES, SegmentHeader, segment_path},
     prepare::{Preparation, Prepared},
 };
 use crate::ring::{Completion, Driver, Fd, MAX_SLICES, Op, Shared, Token};
@@ -35,6 +35,9 @@ const MARK_EVERY: Duration = Duration::from_millis(100);
 /// What clients and the peer must leave of the last segment while no other can be made: more than a lane delivers after
 /// it is no longer read.
 const RESERVE_BYTES: u64 = 4 << 20;
+
+/// What fills the last page of a group.
+static ZERO_PAGE: [u8; PAGE_BYTES as usize] = [0; PAGE_BYTES as usize];
 
 /// The journal, owned by the stream thread.
 #[derive(Debug)]
@@ -152,7 +155,7 @@ impl Journal {
             self.submit_group(driver);
         }
         let Some(next) = &mut self.next else { return };
-        let zeroes = self.zeroes.get_or_insert_with(|| vec![0; ZERO_CHUNK_BYTES].into());
+        let zeroes = self.zeroes.get_or_insert_with(zero_chunk);
         let token = Token::new(Token::JOURNAL, PREPARE, next.index()).tagged(self.tag);
         if let Prepared::Broken(error) = next.pump(driver, &self.dir, zeroes, token) {
             self.untold = Some(error);
@@ -209,7 +212,7 @@ impl Journal {
         while let Some(frame) = self.pending.front() {
             let len = frame.bytes.len();
             let fits = active.offset + (bytes + len) as u64 <= active.capacity;
-            if !fits || slices.len() == MAX_SLICES || (bytes > 0 && bytes + len > self.options.group_bytes) {
+            if !fits || slices.len() + 1 == MAX_SLICES || (bytes > 0 && bytes + len > self.options.group_bytes) {
                 break;
             }
             bytes += len;
@@ -217,6 +220,11 @@ impl Journal {
             frames.extend(self.pending.pop_front());
         }
         active.offset += bytes as u64;
+        // To the end of the page, which is written whole: a part of one that is not in memory would be read first.
+        let to_page_end = active.offset.next_multiple_of(PAGE_BYTES).min(active.capacity) - active.offset;
+        if to_page_end > 0 {
+            slices.push(Shared::from_static(&ZERO_PAGE).slice(..to_page_end as usize));
+        }
         let token = Token::new(Token::JOURNAL, GROUP, active.index);
         let submitted = driver.submit(token, Op::WriteSynced { fd: active.fd.clone(), slices, offset });
         assert!(submitted.is_ok(), "the driver has the room that it said");
