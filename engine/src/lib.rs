@@ -9,6 +9,7 @@ pub mod hooks;
 pub mod journal;
 pub mod keys;
 pub mod mirror;
+pub mod pace;
 pub mod ring;
 pub mod stream;
 pub mod supervisor;

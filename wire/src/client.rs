@@ -12,6 +12,8 @@ use crate::{
     record::MAX_LIST,
 };
 
+pub use crate::ds::ValueRef;
+
 /// The first bytes in both directions: the first is no letter, so that no HTTP request begins with it (W-100).
 pub const MAGIC: [u8; 4] = [0xa9, b'R', b'P', b'C'];
 /// What this build speaks.
@@ -161,22 +163,13 @@ impl Greeting {
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum How {
     /// These values in place of whatever there was.
-    Set,
+    Set = 0,
     /// These values as well.
-    Add,
+    Add = 1,
     /// Without these values.
-    Remove,
+    Remove = 2,
     /// Without the attribute; there are no values.
-    Unset,
-}
-
-/// A value, of at most [`CONTENT_FROM_BYTES`] bytes.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum ValueRef<'a> {
-    /// UTF-8 text.
-    Text(&'a str),
-    /// Bytes that are not text.
-    Bytes(&'a [u8]),
+    Unset = 3,
 }
 
 /// What is to happen to one attribute.
@@ -261,27 +254,13 @@ impl<'a> Operation<'a> {
 impl<'a> AttributeEdit<'a> {
     fn encode(&self, w: &mut Writer<'_>) {
         w.text(self.name);
-        w.u8(match self.how {
-            How::Set => 0,
-            How::Add => 1,
-            How::Remove => 2,
-            How::Unset => 3,
-        });
+        w.u8(self.how as u8);
         if self.how == How::Unset {
             return;
         }
         w.count(self.values.len());
         for value in &self.values {
-            match value {
-                ValueRef::Text(text) => {
-                    w.u8(1);
-                    w.text(text);
-                }
-                ValueRef::Bytes(bytes) => {
-                    w.u8(2);
-                    w.blob(bytes);
-                }
-            }
+            value.encode(w);
         }
     }
 

@@ -98,33 +98,11 @@ impl DsPath {
         match text.strip_prefix('/') {
             None => Err(PathError::Form(text.into())),
             Some("") => Ok(Self::root()),
-            Some(rest) => Self::usual(text).map_or_else(|| Self::from_components(rest.split('/')), Ok),
+            Some(rest) => match PathKey::of(text) {
+                Some(key) => Ok(Self { text: text.into(), key: key.as_str().into() }),
+                None => Self::from_components(rest.split('/')),
+            },
         }
-    }
-
-    /// The path of a text of the usual kind: ASCII and short. Nothing is allocated but the path. `None`: it is of
-    /// another kind, or none at all.
-    fn usual(text: &str) -> Option<Self> {
-        /// Each component has its slash in the text, and its `\0` in the key.
-        const ROOM: usize = 1 + MAX_NAME_BYTES;
-        let bytes = text.as_bytes();
-        if bytes.len() > ROOM {
-            return None;
-        }
-        let mut key = [0; ROOM];
-        let mut depth = 0;
-        for component in bytes.split(|byte| *byte == b'/').skip(1) {
-            let bad = |byte: &u8| !byte.is_ascii() || byte.is_ascii_control();
-            if component.iter().any(bad) || matches!(component, b"" | b"." | b"..") {
-                return None;
-            }
-            depth += 1;
-        }
-        for (folded, byte) in key.iter_mut().zip(&bytes[1..]) {
-            *folded = if *byte == b'/' { 0 } else { byte.to_ascii_lowercase() };
-        }
-        let key = std::str::from_utf8(&key[..bytes.len()]).ok()?;
-        (depth <= MAX_DEPTH).then(|| Self { text: text.into(), key: key.into() })
     }
 
     /// Builds a path from its components.
@@ -238,6 +216,62 @@ impl std::hash::Hash for DsPath {
     }
 }
 
+/// The [key](DsPath::key) of a path of the usual kind, ASCII and short, without an allocation.
+#[derive(Clone, Copy)]
+pub struct PathKey {
+    len: usize,
+    bytes: [u8; Self::MAX_BYTES],
+}
+
+impl PathKey {
+    /// The greatest length of such a path, in bytes: one component can fill it. Each has its slash in the text, and its
+    /// `\0` in the key.
+    pub const MAX_BYTES: usize = 1 + MAX_NAME_BYTES;
+
+    /// The key of the object at `text`; `None`: it is of another kind, or no object's path.
+    #[must_use]
+    pub fn of(text: &str) -> Option<Self> {
+        let (b'/', rest) = text.as_bytes().split_first()? else { return None };
+        if rest.is_empty() || rest.len() >= Self::MAX_BYTES {
+            return None;
+        }
+        let mut bytes = [0; Self::MAX_BYTES];
+        let (mut depth, mut start) = (1, 0);
+        for (at, byte) in rest.iter().enumerate() {
+            if *byte == b'/' {
+                if is_bad(&rest[start..at]) {
+                    return None;
+                }
+                (depth, start) = (depth + 1, at + 1);
+            } else if !byte.is_ascii() || byte.is_ascii_control() {
+                return None;
+            } else {
+                bytes[at] = byte.to_ascii_lowercase();
+            }
+        }
+        let sound = !is_bad(&rest[start..]) && depth <= MAX_DEPTH;
+        sound.then_some(Self { len: text.len(), bytes })
+    }
+
+    /// The key.
+    #[must_use]
+    pub fn as_str(&self) -> &str {
+        // What was folded is ASCII.
+        std::str::from_utf8(self.bytes()).unwrap_or_default()
+    }
+
+    /// Its bytes.
+    #[must_use]
+    pub fn bytes(&self) -> &[u8] {
+        &self.bytes[..self.len]
+    }
+}
+
+/// Whether no component of a path may be called this, though its characters are fine.
+fn is_bad(component: &[u8]) -> bool {
+    matches!(component, b"" | b"." | b"..")
+}
+
 /// The folded form of an attribute name, by which it is found regardless of case, as paths are (REP-125).
 #[must_use]
 pub fn fold(name: &str) -> Arc<str> {
@@ -275,6 +309,41 @@ pub enum Value {
         /// Whether the content is UTF-8 text.
         text: bool,
     },
+}
+
+/// A value in line, borrowed; of at most [`CONTENT_FROM_BYTES`] bytes.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum ValueRef<'a> {
+    /// UTF-8 text.
+    Text(&'a str),
+    /// Bytes that are not text.
+    Bytes(&'a [u8]),
+}
+
+impl ValueRef<'_> {
+    /// How many bytes it has.
+    #[must_use]
+    pub const fn len(&self) -> usize {
+        match self {
+            Self::Text(text) => text.len(),
+            Self::Bytes(bytes) => bytes.len(),
+        }
+    }
+
+    /// Whether it has none.
+    #[must_use]
+    pub const fn is_empty(&self) -> bool {
+        self.len() == 0
+    }
+}
+
+impl From<ValueRef<'_>> for Value {
+    fn from(value: ValueRef<'_>) -> Self {
+        match value {
+            ValueRef::Text(text) => Self::Text(text.into()),
+            ValueRef::Bytes(bytes) => Self::Bytes(bytes.into()),
+        }
+    }
 }
 
 /// Compares two names regardless of case, as their folded forms compare (REP-125).
@@ -364,6 +433,25 @@ impl Attributes {
                 }
             }
         }
+    }
+
+    /// Gives the attribute of this name, whatever its case, this one value.
+    pub fn set(&mut self, name: &str, value: ValueRef<'_>) {
+        match self.find(name) {
+            Ok(index) => match self.0[index].values.as_mut_slice() {
+                [only] => *only = value.into(),
+                _ => self.0[index].values = vec![value.into()],
+            },
+            Err(index) => {
+                self.0.reserve_exact(1);
+                self.0.insert(index, Attribute { name: name.into(), values: vec![value.into()] });
+            }
+        }
+    }
+
+    /// Keeps the attributes that `keeps` says.
+    pub fn retain(&mut self, keeps: impl Fn(&Attribute) -> bool) {
+        self.0.retain(keeps);
     }
 
     fn merge_many(&mut self, changes: &[Attribute], replace: bool) {

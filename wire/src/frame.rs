@@ -166,27 +166,32 @@ impl<'a> CheckedFrame<'a> {
         self.bytes
     }
 
-    /// The encoded records, each with its number, not yet decoded. `expander`'s buffer holds a compressed payload.
+    /// The payload as it is when it is not compressed. `expander`'s buffer holds a compressed one.
     ///
     /// # Errors
     /// [`FrameError::Expand`].
-    pub fn raw_records<'b>(&self, expander: &'b mut Decompressor) -> Result<RawRecords<'b>, FrameError>
+    pub fn payload<'b>(&self, expander: &'b mut Decompressor) -> Result<&'b [u8], FrameError>
     where
         'a: 'b,
     {
         let stored = &self.bytes[HEADER_BYTES..self.bytes.len() - TRAILER_BYTES];
-        let plain = match self.header.is_compressed() {
+        Ok(match self.header.is_compressed() {
             true => expander.expand(stored, self.header.plain_bytes())?,
             false => stored,
-        };
+        })
+    }
+
+    /// The encoded records in its [`payload`](Self::payload), each with its number, not yet decoded.
+    #[must_use]
+    pub fn raw_records<'b>(&self, payload: &'b [u8]) -> RawRecords<'b> {
         let fields = &self.header.fields;
-        Ok(RawRecords {
-            reader: Reader::new(plain),
+        RawRecords {
+            reader: Reader::new(payload),
             left: self.header.count(),
             filtered: fields.is(flag::FILTERED),
             next: Some(fields.first_seq),
             last: fields.last_seq(),
-        })
+        }
     }
 
     /// The records, each with its number, decoded one by one.
@@ -197,7 +202,14 @@ impl<'a> CheckedFrame<'a> {
     where
         'a: 'b,
     {
-        Ok(Records { raw: self.raw_records(expander)?, epoch: self.header.epoch(), begins: self.header.begins_epoch() })
+        let raw = self.raw_records(self.payload(expander)?);
+        Ok(Records { raw, rules: self.record_rules() })
+    }
+
+    /// What its header says of its records.
+    #[must_use]
+    pub const fn record_rules(&self) -> RecordRules {
+        RecordRules { epoch: self.header.epoch(), begins: self.header.begins_epoch() }
     }
 
     /// Decodes every record and keeps none: a frame that passes is safe to journal (W-17).
@@ -262,13 +274,28 @@ impl<'a> Iterator for RawRecords<'a> {
 #[derive(Clone, Debug)]
 pub struct Records<'a> {
     raw: RawRecords<'a>,
+    rules: RecordRules,
+}
+
+/// What a frame's header says of the records in it.
+#[derive(Clone, Copy, Debug)]
+pub struct RecordRules {
     epoch: Epoch,
     begins: bool,
 }
 
-impl Records<'_> {
+impl RecordRules {
+    /// Whether the frame holds the record that begins its epoch, and no other.
+    #[must_use]
+    pub const fn begins_epoch(&self) -> bool {
+        self.begins
+    }
+
     /// Decodes a record, and compares it with what the header says of epochs (W-18).
-    fn decode(&self, bytes: &[u8]) -> Result<Record, FrameError> {
+    ///
+    /// # Errors
+    /// [`FrameError::Record`], [`FrameError::Field`].
+    pub fn decode(&self, bytes: &[u8]) -> Result<Record, FrameError> {
         let record = Record::from_bytes(bytes)?;
         if record.is_epoch() != self.begins {
             let expected = "an epoch record in an EPOCH frame and nowhere else".into();
@@ -292,7 +319,7 @@ impl Iterator for Records<'_> {
             Ok(raw) => raw,
             Err(error) => return Some(Err(error)),
         };
-        let decoded = self.decode(bytes);
+        let decoded = self.rules.decode(bytes);
         if decoded.is_err() {
             self.raw.left = 0;
         }

@@ -24,6 +24,7 @@ mod mirror_codec;
 mod mirror_path;
 pub mod record;
 pub mod resync;
+pub mod usual;
 
 #[cfg(test)]
 mod testing;

@@ -8,8 +8,8 @@ use std::{cmp::Ordering, collections::HashSet, sync::Arc};
 use crate::{
     codec::{Codec, DecodeError, Reader, Writer, prefix},
     ds::{
-        Attribute, Attributes, CONTENT_FROM_BYTES, Change, MAX_NAME_BYTES, MAX_VALUE_BYTES, Object, Value, check_name,
-        fold,
+        Attribute, Attributes, CONTENT_FROM_BYTES, Change, MAX_NAME_BYTES, MAX_VALUE_BYTES, Object, Value, ValueRef,
+        check_name, fold,
     },
     frame::MAX_PLAIN_BYTES,
     id::{Epoch, MemberId, Position},
@@ -149,14 +149,11 @@ impl Codec for Record {
                     bytes: r.blob("record.bytes", MAX_RECORD_BYTES)?.into(),
                 });
             }
-            4 => Part::Whole,
-            5 => Part::Begin,
-            6 => Part::Middle,
-            7 => Part::End,
-            got => {
-                let expected = "1 (epoch), 2 (interaction) or 4 to 7 (change)";
-                return Err(DecodeError::Tag { what: "record.type", got: got.into(), expected });
-            }
+            got => Part::of_tag(got).ok_or(DecodeError::Tag {
+                what: "record.type",
+                got: got.into(),
+                expected: "1 (epoch), 2 (interaction) or 4 to 7 (change)",
+            })?,
         };
         Ok(Self::Ds { part, change: Change::decode(r)? })
     }
@@ -164,13 +161,7 @@ impl Codec for Record {
 
 /// Encodes the record of a change, as [`Record::Ds`] does, without making one.
 pub fn encode_change(part: Part, change: &Change, w: &mut Writer<'_>) {
-    w.u8(tag::DS
-        | match part {
-            Part::Whole => 0,
-            Part::Begin => 1,
-            Part::Middle => 2,
-            Part::End => 3,
-        });
+    w.u8(part.tag());
     change.encode(w);
 }
 
@@ -247,10 +238,9 @@ impl Codec for Attribute {
     }
 }
 
-impl Codec for Value {
-    const NAME: &'static str = "value";
-
-    fn encode(&self, w: &mut Writer<'_>) {
+impl ValueRef<'_> {
+    /// Appends the encoding, the same as that of the value.
+    pub fn encode(&self, w: &mut Writer<'_>) {
         match self {
             Self::Text(text) => {
                 w.u8(1);
@@ -260,6 +250,17 @@ impl Codec for Value {
                 w.u8(2);
                 w.blob(bytes);
             }
+        }
+    }
+}
+
+impl Codec for Value {
+    const NAME: &'static str = "value";
+
+    fn encode(&self, w: &mut Writer<'_>) {
+        match self {
+            Self::Text(text) => ValueRef::Text(text).encode(w),
+            Self::Bytes(bytes) => ValueRef::Bytes(bytes).encode(w),
             Self::Content { id, len, text } => {
                 w.u8(3);
                 w.bool(*text);

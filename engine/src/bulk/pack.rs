@@ -5,7 +5,7 @@
 //! than they can be compressed here, everything: the link's pace is what TCP measured, the compressor's what this thread
 //! measured. Never: more memory for what comes than W-55 allows.
 
-use std::time::{Duration, Instant};
+use std::time::Instant;
 
 use ringpair_wire::{
     compress::{Compression, Compressor, Decompressor, ExpandError, Totals},
@@ -14,6 +14,7 @@ use ringpair_wire::{
 
 use crate::{
     config::CompressionLevel,
+    pace::Pace,
     ring::Shared,
     transport::{ConnId, Transport},
 };
@@ -22,51 +23,20 @@ use crate::{
 const PACK_FROM_BYTES: usize = 512;
 /// Blocks from this length on tell the compressor's pace.
 const PACE_FROM_BYTES: usize = 64 << 10;
-/// While the link outruns the compressor, one block in this many is compressed, so that its pace stays known.
-const MEASURE_EVERY: u32 = 64;
-/// How long what TCP says of the link holds.
-const LINK_HOLDS: Duration = Duration::from_millis(20);
 
 /// Packs and unpacks messages.
 #[derive(Debug)]
 pub struct Packer {
     compressor: Compressor,
     expander: Decompressor,
-    /// How fast blocks were compressed of late, in plain bytes a second.
-    pace: Option<u64>,
-    /// Blocks left plain since the pace was measured.
-    passed: u32,
-    link: Link,
-}
-
-/// How fast the link is, as TCP last said.
-#[derive(Debug, Default)]
-struct Link {
-    bytes_per_s: Option<u64>,
-    asked: Option<(ConnId, Instant)>,
-}
-
-impl Link {
-    fn pace(&mut self, transport: &Transport, conn: ConnId, now: Instant) -> Option<u64> {
-        if !self.asked.is_some_and(|(asked, at)| asked == conn && now < at + LINK_HOLDS) {
-            self.bytes_per_s = transport.tcp(conn).map(|tcp| tcp.delivery_bytes_per_s).filter(|rate| *rate > 0);
-            self.asked = Some((conn, now));
-        }
-        self.bytes_per_s
-    }
+    pace: Pace,
 }
 
 impl Packer {
     /// Packs as `level` says.
     #[must_use]
     pub fn new(level: CompressionLevel) -> Self {
-        Self {
-            compressor: Compressor::new(level.into()),
-            expander: Decompressor::new(),
-            pace: None,
-            passed: 0,
-            link: Link::default(),
-        }
+        Self { compressor: Compressor::new(level.into()), expander: Decompressor::new(), pace: Pace::default() }
     }
 
     /// Bytes of messages before and after, so far.
@@ -83,18 +53,16 @@ impl Packer {
         transport: &Transport,
         conn: ConnId,
     ) -> (MessageKind, Shared) {
-        let now = Instant::now();
-        let link = match self.compressor.setting() {
-            Compression::Auto => self.link.pace(transport, conn, now),
-            Compression::Off | Compression::Level(_) => None,
-        };
-        self.pack_for(kind, body, link)
+        if self.compressor.setting() == Compression::Auto {
+            self.pace.look_at(transport, conn, Instant::now());
+        }
+        self.pack_here(kind, body)
     }
 
-    /// As [`Self::pack`], for a link of this pace in bytes a second; `None`: not known, or of no concern.
-    fn pack_for(&mut self, kind: MessageKind, body: Shared, link: Option<u64>) -> (MessageKind, Shared) {
+    /// As [`Self::pack`], for the link that was looked at last.
+    fn pack_here(&mut self, kind: MessageKind, body: Shared) -> (MessageKind, Shared) {
         let fits = (PACK_FROM_BYTES..=MAX_PACKED_BYTES).contains(&body.len());
-        if !fits || self.is_outrun(link) {
+        if !fits || self.pace.is_outrun() {
             self.compressor.pass(body.len());
             return (kind, body);
         }
@@ -103,7 +71,7 @@ impl Packer {
         packed.extend_from_slice(&packed_header(kind, body.len()));
         let kept = self.compressor.compress(&body, &mut packed);
         if kept && body.len() >= PACE_FROM_BYTES {
-            self.note_pace(body.len(), began.elapsed());
+            self.pace.note(body.len(), began.elapsed());
         }
         if !kept {
             return (kind, body);
@@ -111,23 +79,6 @@ impl Packer {
         // What is left of the room would wait in the queue with it.
         packed.shrink_to_fit();
         (MessageKind::Packed, Shared::from(packed))
-    }
-
-    /// Whether the link takes bytes faster than they were compressed: then compressing would only slow it down.
-    fn is_outrun(&mut self, link: Option<u64>) -> bool {
-        let outrun = link.zip(self.pace).is_some_and(|(link, pace)| link > pace);
-        self.passed = if outrun { self.passed + 1 } else { 0 };
-        if self.passed >= MEASURE_EVERY {
-            self.passed = 0;
-            return false;
-        }
-        outrun
-    }
-
-    fn note_pace(&mut self, bytes: usize, took: Duration) {
-        let nanos = u64::try_from(took.as_nanos()).unwrap_or(u64::MAX).max(1);
-        let new = (bytes as u64).saturating_mul(1_000_000_000) / nanos;
-        self.pace = Some(self.pace.map_or(new, |old| (3 * old + new) / 4));
     }
 
     /// Expands what came packed (W-55): the body of the message inside.
@@ -181,7 +132,7 @@ mod tests {
         for level in [CompressionLevel::Auto, CompressionLevel::Level(1), CompressionLevel::Level(19)] {
             let mut packer = Packer::new(level);
             for bytes in [PACK_FROM_BYTES, 300_000, 1 << 20] {
-                let (kind, body) = packer.pack_for(MessageKind::Mirror, text(bytes), None);
+                let (kind, body) = packer.pack_here(MessageKind::Mirror, text(bytes));
                 assert_eq!(kind, MessageKind::Packed);
                 assert!(body.len() < bytes / 2, "{bytes} became {}", body.len());
                 assert_eq!(unpacked(&mut other, kind, &body).unwrap(), text(bytes).to_vec());
@@ -189,10 +140,10 @@ mod tests {
             let totals = packer.totals();
             assert!(totals.stored_bytes < totals.plain_bytes / 2 && totals.plain_bytes > 1 << 20, "{totals:?}");
         }
-        let (kind, body) = other.pack_for(MessageKind::Mirror, text(300_000), None);
+        let (kind, body) = other.pack_here(MessageKind::Mirror, text(300_000));
         assert_eq!((kind, body.len()), (MessageKind::Mirror, 300_000));
         for bytes in [PACK_FROM_BYTES - 1, MAX_PACKED_BYTES + 1] {
-            let (kind, _) = Packer::new(CompressionLevel::Level(1)).pack_for(MessageKind::Mirror, text(bytes), None);
+            let (kind, _) = Packer::new(CompressionLevel::Level(1)).pack_here(MessageKind::Mirror, text(bytes));
             assert_eq!(kind, MessageKind::Mirror, "{bytes} bytes stay plain");
         }
     }
@@ -200,15 +151,13 @@ mod tests {
     #[test]
     fn auto_leaves_plain_what_the_link_takes_faster() {
         let mut packer = Packer::new(CompressionLevel::Auto);
-        let kinds = |packer: &mut Packer, link| {
-            let packed = |_| packer.pack_for(MessageKind::Mirror, text(PACE_FROM_BYTES), link).0 == MessageKind::Packed;
-            (0..2 * MEASURE_EVERY).map(packed).filter(|packed| *packed).count()
+        let packed = |packer: &mut Packer, link| {
+            packer.pace.set_link(link);
+            packer.pack_here(MessageKind::Mirror, text(1 << 20)).0 == MessageKind::Packed
         };
-        assert_eq!(kinds(&mut packer, Some(1)), 2 * MEASURE_EVERY as usize, "a slow link gets everything packed");
-        assert_eq!(kinds(&mut packer, Some(u64::MAX)), 2, "a fast one only what keeps the pace known");
-        assert_eq!(kinds(&mut packer, None), 2 * MEASURE_EVERY as usize, "and one that is not known what shrinks");
-        let mut level = Packer::new(CompressionLevel::Level(1));
-        assert_eq!(kinds(&mut level, None), 2 * MEASURE_EVERY as usize);
+        assert!(packed(&mut packer, Some(1)), "a slow link");
+        assert!(!packed(&mut packer, Some(u64::MAX)), "a fast one");
+        assert!(packed(&mut packer, None), "one that is not known");
     }
 
     #[test]

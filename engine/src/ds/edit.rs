@@ -9,10 +9,12 @@ use std::{collections::HashSet, sync::Arc};
 use ringpair_wire::{
     codec::MAX_PATH_BYTES,
     ds::{
-        self, Attribute, Attributes, CONTENT_FROM_BYTES, Change, DsPath, MAX_NAME_BYTES, PathError, Value, cmp_folded,
+        self, Attribute, Attributes, CONTENT_FROM_BYTES, Change, DsPath, MAX_NAME_BYTES, Object, PathError, Value,
+        cmp_folded,
     },
     id::{Seq, Version},
     record::{MAX_LIST, MAX_RECORD_BYTES},
+    usual::UsualPut,
 };
 
 use crate::ds::tree::{Applied, TreeSnapshot};
@@ -385,6 +387,15 @@ fn put(
         return Err(EditError::TooLarge { path, bytes });
     }
     Ok(Change::Put { path, class: class.map(Arc::from), replace, attributes })
+}
+
+/// Whether a usual put of an object that is there may become history as it is. Where it may not, [`resolve`] says why.
+#[must_use]
+pub fn permits(object: &Object, put: &UsualPut<'_>) -> bool {
+    let new = put.attributes().iter().map(|(name, value)| name.len() + 8 + value.len() + 8);
+    let kept = object.attributes.iter().filter(|kept| !put.replaces() && !put.names(&kept.name));
+    let bytes = new.sum::<usize>() + kept.map(attribute_bytes).sum::<usize>();
+    bytes <= MAX_OBJECT_BYTES && put.attributes().iter().all(|(name, _)| !name.contains('='))
 }
 
 /// The values of an attribute after an edit; empty: the attribute goes.

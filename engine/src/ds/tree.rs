@@ -13,8 +13,9 @@ use std::{
 
 use imbl::{OrdMap, ordmap::DiffItem};
 use ringpair_wire::{
-    ds::{Attribute, Change, ContentId, DsPath, Object, Value},
+    ds::{Attribute, Change, ContentId, DsPath, Object, PathKey, Value},
     id::{Position, Version},
+    usual::UsualPut,
 };
 
 use crate::ds::{
@@ -259,6 +260,12 @@ impl TreeSnapshot {
         }
     }
 
+    /// The object at `key`, for a change of the usual kind.
+    fn slot(&mut self, key: &PathKey) -> Option<Slot<'_>> {
+        self.touch();
+        self.map.get_mut(key.bytes()).map(Slot)
+    }
+
     /// Creates `path` and the parents it lacks, without class or attributes; returns the parents, outermost first.
     /// The existing part of the path keeps the case it was created with.
     fn create(&mut self, path: &DsPath, version: Version) -> Vec<Arc<Entry>> {
@@ -327,6 +334,30 @@ impl<'a> Iterator for Children<'a> {
     }
 }
 
+/// An object in its place in the tree, before and after a change of the usual kind.
+pub struct Slot<'a>(&'a mut Arc<Entry>);
+
+impl Slot<'_> {
+    /// The object as it is.
+    #[must_use]
+    pub fn object(&self) -> &Object {
+        self.0.object()
+    }
+
+    /// Carries the put in, as [`Tree::apply`] does with the same change.
+    pub fn put(&mut self, put: &UsualPut<'_>, version: Version) {
+        let object = Arc::make_mut(self.0).edit();
+        if let Some(class) = put.class().filter(|class| **class != *object.class) {
+            object.class = class.into();
+        }
+        if put.replaces() {
+            object.attributes.retain(|kept| put.names(&kept.name));
+        }
+        put.attributes().iter().for_each(|(name, value)| object.attributes.set(name, *value));
+        object.version = version;
+    }
+}
+
 /// The writer's end of the tree: one, owned by the stream thread.
 #[derive(Debug, Default)]
 pub struct Tree {
@@ -371,6 +402,12 @@ impl Tree {
         let applied = changes.into_iter().map(|(change, version)| state.apply(change, version)).collect();
         state.position = position;
         applied
+    }
+
+    /// Gives the object at `key` to `edit`, with one look-up for all that it does; `None`: there is no such object, and
+    /// [`apply`](Self::apply) creates it.
+    pub fn with_object<R>(&mut self, key: &PathKey, edit: impl FnOnce(Slot<'_>) -> R) -> Option<R> {
+        self.lock().slot(key).map(edit)
     }
 
     /// Says that everything up to `position` has been applied.

@@ -15,9 +15,10 @@ use ringpair_core::input::FrameMeta;
 use ringpair_wire::{
     compress::Decompressor,
     ds::{Change, ContentId, Value},
-    frame::{CheckedFrame, FrameError},
+    frame::{CheckedFrame, FrameError, RecordRules},
     id::{Position, Seq, Version},
-    record::Record,
+    record::{Part, Record},
+    usual::UsualPut,
 };
 
 use super::{changes::Changes, jobs};
@@ -38,9 +39,8 @@ const STAGED_AT_ONCE: usize = 64;
 /// A long transaction: its first record, and the tree with what has come of it.
 type Copied = (Seq, TreeSnapshot);
 
-/// Records of so many bytes of frames, expanded, are kept decoded until they are applied; those of others are decoded
-/// again. Decoded, a record takes up to 25 times its bytes.
-const DECODED_BYTES: usize = 512 << 10;
+/// Payloads of so many bytes are kept as they were expanded until they are applied; others are expanded again.
+const EXPANDED_BYTES: usize = 1 << 20;
 
 /// A frame that waits for its turn.
 #[derive(Debug)]
@@ -64,16 +64,18 @@ impl Waiting {
 pub struct Decoded {
     /// The contents that its records refer to, in their order.
     pub contents: Vec<ContentRef>,
-    /// Its records, where there was room for them.
-    records: Option<std::vec::IntoIter<(Seq, Record)>>,
-    /// What they count for while they are kept.
-    plain_bytes: usize,
+    /// Its payload expanded, where it was compressed and there was room for it.
+    expanded: Option<Vec<u8>>,
 }
 
 impl Decoded {
     /// Keeps only what the records refer to.
-    pub fn drop_records(&mut self) {
-        (self.records, self.plain_bytes) = (None, 0);
+    pub fn drop_payload(&mut self) {
+        self.expanded = None;
+    }
+
+    fn expanded_bytes(&self) -> usize {
+        self.expanded.as_ref().map_or(0, Vec::len)
     }
 }
 
@@ -104,8 +106,8 @@ pub struct Applier {
     expander: Decompressor,
     waiting: VecDeque<Waiting>,
     waiting_bytes: usize,
-    /// Of waiting frames whose records are kept.
-    decoded_bytes: usize,
+    /// Of waiting frames, of payloads that are kept as they were expanded.
+    expanded_bytes: usize,
     /// The changes of a transaction whose last record has not come.
     open: Vec<(Change, Version)>,
     /// A long one: the first record, and the state with everything of it that has come, `open` excepted.
@@ -132,7 +134,7 @@ impl Applier {
             expander: Decompressor::new(),
             waiting: VecDeque::new(),
             waiting_bytes: 0,
-            decoded_bytes: 0,
+            expanded_bytes: 0,
             open: Vec::new(),
             staged: None,
             applied,
@@ -251,27 +253,27 @@ impl Applier {
         !self.missing.is_empty() && frame.decoded.contents.iter().any(awaited)
     }
 
-    /// Decodes every record of a frame that was received: a frame that passes is safe to journal (W-17). The records are
-    /// kept for [`push`](Self::push) where there is room.
+    /// Decodes every record of a frame that was received: a frame that passes is safe to journal (W-17). A payload that was
+    /// expanded for it is kept for [`push`](Self::push) where there is room.
     ///
     /// # Errors
     /// The frame does not hold records.
     pub fn decode(&mut self, frame: &CheckedFrame<'_>) -> Result<Decoded, FrameError> {
-        let header = frame.header();
-        let keep = self.decoded_bytes + header.plain_bytes() <= DECODED_BYTES;
-        let mut records = Vec::with_capacity(if keep { header.count() } else { 0 });
+        let (header, rules) = (frame.header(), frame.record_rules());
+        let payload = frame.payload(&mut self.expander)?;
         let mut contents = Vec::new();
-        for record in frame.records(&mut self.expander)? {
-            let (seq, record) = record?;
-            if let Record::Ds { change, .. } = &record {
-                contents.extend(contents_of(change).into_iter().map(|(id, len)| ContentRef { seq, id, len }));
+        for raw in frame.raw_records(payload) {
+            let (seq, bytes) = raw?;
+            // The usual ones refer to no content.
+            if !rules.begins_epoch() && UsualPut::of_record(bytes).is_some() {
+                continue;
             }
-            if keep {
-                records.push((seq, record));
+            if let Record::Ds { change, .. } = rules.decode(bytes)? {
+                contents.extend(contents_of(&change).into_iter().map(|(id, len)| ContentRef { seq, id, len }));
             }
         }
-        let (records, plain_bytes) = if keep { (Some(records.into_iter()), header.plain_bytes()) } else { (None, 0) };
-        Ok(Decoded { contents, records, plain_bytes })
+        let keep = header.is_compressed() && self.expanded_bytes + payload.len() <= EXPANDED_BYTES;
+        Ok(Decoded { contents, expanded: keep.then(|| payload.to_vec()) })
     }
 
     /// Whether a transaction is open (its first records are known, its last is not), or a frame is applied in part.
@@ -327,7 +329,7 @@ impl Applier {
     /// Queues a checked frame that follows the last one, with what it holds and what of the contents is not stored here.
     pub fn push(&mut self, bytes: Shared, end: Position, decoded: Decoded, lacking: &[ContentRef]) {
         self.waiting_bytes += bytes.len();
-        self.decoded_bytes += decoded.plain_bytes;
+        self.expanded_bytes += decoded.expanded_bytes();
         self.recent.extend(decoded.contents.iter().map(|content| (content.seq, content.id)));
         self.missing.extend(lacking.iter().map(|content| ((content.seq, content.id), content.len)));
         self.waiting.push_back(Waiting { bytes, end, decoded, done: 0 });
@@ -335,7 +337,7 @@ impl Applier {
 
     fn forget_waiting(&mut self) {
         self.waiting.clear();
-        (self.waiting_bytes, self.decoded_bytes) = (0, 0);
+        (self.waiting_bytes, self.expanded_bytes) = (0, 0);
     }
 
     /// Applies waiting frames that end at or before `through`, at most about `budget_bytes` of them; whether any was.
@@ -362,7 +364,7 @@ impl Applier {
 
     fn was_applied(&mut self, frame: &Waiting) {
         self.waiting_bytes -= frame.bytes.len();
-        self.decoded_bytes -= frame.decoded.plain_bytes;
+        self.expanded_bytes -= frame.decoded.expanded_bytes();
     }
 
     /// Applies one frame at once, whatever contents are missing: replay at a start. What the state then refers to and is
@@ -399,15 +401,14 @@ impl Applier {
         changes: &mut Changes,
         until: Option<Instant>,
     ) -> Result<bool, FrameError> {
-        if let Some(records) = &mut frame.decoded.records {
-            let (count, all) = self.apply_records(&mut records.map(Ok), frame.end, changes, until)?;
-            frame.done += count;
-            return Ok(all);
-        }
         let mut expander = std::mem::take(&mut self.expander);
         let applied = CheckedFrame::check(&frame.bytes).and_then(|checked| {
-            let mut records = checked.records(&mut expander)?.skip(frame.done);
-            self.apply_records(&mut records, frame.end, changes, until)
+            let payload = match &frame.decoded.expanded {
+                Some(expanded) => expanded,
+                None => checked.payload(&mut expander)?,
+            };
+            let mut records = checked.raw_records(payload).skip(frame.done);
+            self.apply_records(&mut records, checked.record_rules(), frame.end, changes, until)
         });
         self.expander = expander;
         let (count, all) = applied?;
@@ -416,23 +417,27 @@ impl Applier {
     }
 
     /// Applies records of the frame that ends at `end`: how many, and whether there are no more.
-    fn apply_records(
+    fn apply_records<'a>(
         &mut self,
-        records: &mut dyn Iterator<Item = Result<(Seq, Record), FrameError>>,
+        records: &mut impl Iterator<Item = Result<(Seq, &'a [u8]), FrameError>>,
+        rules: RecordRules,
         end: Position,
         changes: &mut Changes,
         until: Option<Instant>,
     ) -> Result<(usize, bool), FrameError> {
         let mut count = 0;
         for record in records {
-            let (seq, record) = record?;
+            let (seq, bytes) = record?;
             count += 1;
-            let epoch = end.epoch;
-            if record.is_epoch() {
-                changes.note_epoch(epoch, seq);
+            let version = Version { epoch: end.epoch, seq };
+            let alone = self.open.is_empty() && self.staged.is_none();
+            if !(alone && apply_usual(&mut self.tree, changes, version, bytes)) {
+                let record = rules.decode(bytes)?;
+                if record.is_epoch() {
+                    changes.note_epoch(end.epoch, seq);
+                }
+                apply_record(&mut self.tree, (&mut self.open, &mut self.staged), changes, version, record);
             }
-            let transaction = (&mut self.open, &mut self.staged);
-            apply_record(&mut self.tree, transaction, changes, Version { epoch, seq }, record);
             if self.open.is_empty() && self.staged.is_none() {
                 self.applied = seq;
             }
@@ -447,6 +452,17 @@ impl Applier {
         }
         Ok((count, true))
     }
+}
+
+/// Applies a usual put, a transaction by itself, of an object that is there; whether it is one.
+fn apply_usual(tree: &mut Tree, changes: &mut Changes, version: Version, record: &[u8]) -> bool {
+    let Some((Part::Whole, put)) = UsualPut::of_record(record) else { return false };
+    let Some(key) = put.key() else { return false };
+    let applied = tree.with_object(&key, |mut slot| {
+        slot.put(&put, version);
+        changes.note_object(version, version.seq, slot.object());
+    });
+    applied.is_some()
 }
 
 /// Applies one record; the changes of an unfinished transaction gather in `open`, those of a long one in a copy of the
@@ -591,7 +607,7 @@ mod tests {
 
     // REQ: REP-310
     #[test]
-    fn records_are_kept_decoded_within_a_bound_and_applied_alike_beyond_it() {
+    fn payloads_are_kept_expanded_within_a_bound_and_applied_alike_beyond_it() {
         let dir = tempfile::tempdir().unwrap();
         let mut applier = Applier::new(Tree::default(), ContentStore::open(dir.path()).unwrap());
         let mut builder = FrameBuilder::after(HistoryId([7; 16]), Epoch(1), Position::default());
@@ -608,11 +624,11 @@ mod tests {
             end = sealed.position;
             take(&mut applier, &(sealed.bytes.into(), end));
         }
-        let kept = applier.waiting.iter().filter(|frame| frame.decoded.records.is_some()).count();
-        assert!((1..40).contains(&kept) && applier.decoded_bytes <= DECODED_BYTES, "{kept} of 40 frames");
+        let kept = applier.waiting.iter().filter(|frame| frame.decoded.expanded.is_some()).count();
+        assert!((1..40).contains(&kept) && applier.expanded_bytes <= EXPANDED_BYTES, "{kept} of 40 frames");
         while applier.turn(Seq(u64::MAX), 64 << 10, &mut Changes::new(Version::default())).unwrap() {}
         assert_eq!((applier.applied(), applier.position(), applier.tree().snapshot().len()), (end.seq, end, 40 * 9));
-        assert_eq!((applier.waiting_bytes(), applier.decoded_bytes), (0, 0));
+        assert_eq!((applier.waiting_bytes(), applier.expanded_bytes), (0, 0));
     }
 
     // REQ: SM-163

@@ -64,7 +64,7 @@ impl Awaiting {
     }
 
     fn push(&mut self, mut frame: Arrived) {
-        frame.decoded.drop_records();
+        frame.decoded.drop_payload();
         self.bytes += frame.bytes.len();
         self.frames.push_back(frame);
     }

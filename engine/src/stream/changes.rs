@@ -5,7 +5,7 @@
 //! refused with the point from which one can go on. Never: a wait for a watcher; one that does not read loses its
 //! stream and resumes from its cursor.
 
-use std::{collections::VecDeque, sync::Arc};
+use std::{collections::VecDeque, ops::Range, sync::Arc};
 
 use ringpair_wire::{
     codec::{Codec, Writer},
@@ -19,8 +19,11 @@ use crate::{
     ds::{Applied, Entry},
 };
 
-/// How many changes are kept at most.
+/// How many changes are kept at most, and of how many bytes.
 const KEPT_CHANGES: usize = 10_000;
+const KEPT_BYTES: usize = 16 << 20;
+/// How many bytes of objects lie in one piece of memory: what comes is appended, what goes is let go of piece by piece.
+const CHUNK_BYTES: usize = 256 << 10;
 
 #[derive(Debug)]
 struct Kept {
@@ -33,8 +36,51 @@ struct Kept {
 /// What changed, as small as it goes: an object in the tree takes a kilobyte, its bytes a tenth of that.
 #[derive(Debug)]
 enum Compact {
-    Object(DsPath, Vec<u8>),
+    /// The bytes of the object in the chunk of this number.
+    Object(u64, Range<usize>),
     Removed(DsPath),
+}
+
+/// The bytes of the objects kept: chunks, numbered from the first that there ever was.
+#[derive(Debug, Default)]
+struct Chunks {
+    chunks: VecDeque<Vec<u8>>,
+    first: u64,
+    bytes: usize,
+}
+
+impl Chunks {
+    fn push(&mut self, object: &Object) -> Compact {
+        let needed = bytes_of(object);
+        if self.chunks.back().is_none_or(|chunk| chunk.capacity() - chunk.len() < needed) {
+            let chunk = Vec::with_capacity(needed.max(CHUNK_BYTES));
+            self.bytes += chunk.capacity();
+            self.chunks.push_back(chunk);
+        }
+        let number = self.first + self.chunks.len() as u64 - 1;
+        let Some(chunk) = self.chunks.back_mut() else { return Compact::Object(number, 0..0) };
+        let (start, capacity) = (chunk.len(), chunk.capacity());
+        object.encode(&mut Writer::new(chunk));
+        // An estimate that was too low has made it grow.
+        self.bytes += chunk.capacity() - capacity;
+        Compact::Object(number, start..chunk.len())
+    }
+
+    fn get(&self, number: u64, range: &Range<usize>) -> Option<&[u8]> {
+        let index = usize::try_from(number.checked_sub(self.first)?).ok()?;
+        self.chunks.get(index)?.get(range.clone())
+    }
+
+    /// Lets go of all before the chunk of this number; the last stays.
+    fn forget_before(&mut self, number: u64) {
+        while self.first < number
+            && self.chunks.len() > 1
+            && let Some(gone) = self.chunks.pop_front()
+        {
+            self.bytes -= gone.capacity();
+            self.first += 1;
+        }
+    }
 }
 
 #[derive(Debug)]
@@ -49,6 +95,7 @@ struct Watcher {
 #[derive(Debug)]
 pub struct Changes {
     kept: VecDeque<Kept>,
+    chunks: Chunks,
     /// The newest version that is not kept any more: a cursor must not lie before it.
     floor: Version,
     /// Each epoch behind the floor with its first record, in order: a cursor of a history that was left is recognised.
@@ -60,7 +107,7 @@ impl Changes {
     /// Keeps what comes after `floor`.
     #[must_use]
     pub fn new(floor: Version) -> Self {
-        Self { kept: VecDeque::new(), floor, epochs: Vec::new(), watchers: Vec::new() }
+        Self { kept: VecDeque::new(), chunks: Chunks::default(), floor, epochs: Vec::new(), watchers: Vec::new() }
     }
 
     /// Starts anew behind `floor` (the state was replaced): who watches has to begin again.
@@ -75,19 +122,30 @@ impl Changes {
 
     /// Notes a change that took effect with record `commit`.
     pub fn note(&mut self, version: Version, commit: Seq, change: &Change, applied: &Applied) {
-        let what = match (change, &applied.object) {
-            (_, Some(entry)) => {
-                let mut bytes = Vec::with_capacity(bytes_of(entry));
-                entry.object().encode(&mut Writer::new(&mut bytes));
-                Compact::Object(entry.path.clone(), bytes)
+        match (change, &applied.object) {
+            (_, Some(entry)) => self.note_object(version, commit, entry.object()),
+            (Change::Put { path, .. } | Change::Remove { path }, None) => {
+                self.keep(Kept { version, commit, what: Compact::Removed(path.clone()) });
             }
-            (Change::Put { path, .. } | Change::Remove { path }, None) => Compact::Removed(path.clone()),
-        };
-        self.kept.push_back(Kept { version, commit, what });
-        if self.kept.len() > KEPT_CHANGES
+        }
+    }
+
+    /// Notes that an object became this with record `commit`.
+    pub fn note_object(&mut self, version: Version, commit: Seq, object: &Object) {
+        let what = self.chunks.push(object);
+        self.keep(Kept { version, commit, what });
+    }
+
+    fn keep(&mut self, kept: Kept) {
+        self.kept.push_back(kept);
+        while (self.kept.len() > KEPT_CHANGES || self.chunks.bytes > KEPT_BYTES)
+            && self.kept.len() > 1
             && let Some(gone) = self.kept.pop_front()
         {
             self.floor = gone.version;
+            if let Some(Kept { what: Compact::Object(number, _), .. }) = self.kept.front() {
+                self.chunks.forget_before(*number);
+            }
         }
     }
 
@@ -142,12 +200,15 @@ impl Changes {
 
     /// Gives watchers everything through `through`, which has reached `level`.
     pub fn release(&mut self, through: Seq, level: AckLevel, alone: bool) {
-        let kept = &self.kept;
+        if self.watchers.is_empty() {
+            return;
+        }
+        let (kept, chunks) = (&self.kept, &self.chunks);
         self.watchers.retain_mut(|watcher| {
             let first = kept.partition_point(|kept| kept.version.seq < watcher.next);
             for kept in kept.range(first..).take_while(|kept| kept.commit <= through) {
-                if kept.what.concerns(&watcher.path)
-                    && let Some(what) = kept.what.expand()
+                if let Some(what) = kept.what.expand(chunks)
+                    && concerns(&what, &watcher.path)
                 {
                     let change = WatchChange { version: kept.version, level, alone, what };
                     if watcher.changes.try_send(change).is_err() {
@@ -179,22 +240,23 @@ fn bytes_of(object: &Object) -> usize {
 }
 
 impl Compact {
-    fn concerns(&self, path: &DsPath) -> bool {
-        match self {
-            Self::Object(changed, _) => changed.starts_with(path),
-            // A removal above the watched path takes it along.
-            Self::Removed(removed) => removed.starts_with(path) || path.starts_with(removed),
-        }
-    }
-
-    fn expand(&self) -> Option<WatchWhat> {
+    fn expand(&self, chunks: &Chunks) -> Option<WatchWhat> {
         match self {
             // Its own bytes always come back.
-            Self::Object(_, bytes) => {
-                Object::from_bytes(bytes).ok().map(|object| WatchWhat::Object(Arc::new(Entry::new(object))))
+            Self::Object(number, range) => {
+                let object = Object::from_bytes(chunks.get(*number, range)?).ok()?;
+                Some(WatchWhat::Object(Arc::new(Entry::new(object))))
             }
             Self::Removed(path) => Some(WatchWhat::Removed(path.clone())),
         }
+    }
+}
+
+fn concerns(what: &WatchWhat, path: &DsPath) -> bool {
+    match what {
+        WatchWhat::Object(entry) => entry.path.starts_with(path),
+        // A removal above the watched path takes it along.
+        WatchWhat::Removed(removed) => removed.starts_with(path) || path.starts_with(removed),
     }
 }
 

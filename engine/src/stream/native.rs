@@ -17,12 +17,17 @@ use std::{
 };
 
 use nix::sys::socket::{MsgFlags, send};
-use ringpair_core::{Instant, effect::WriteOutcome, input::WriteToken};
+use ringpair_core::{
+    Instant, Node,
+    effect::WriteOutcome,
+    input::{Admission, WriteToken},
+};
 use ringpair_wire::{
     client::{self, Answer, Failed, FailureCode, Greeting, Limits, Operations, Reached, Versions},
     codec::DecodeError,
     ds::{Change, DsPath, Value},
     id::{AckLevel, MemberId, Version},
+    usual::UsualPut,
 };
 
 pub(super) use self::groups::is_native;
@@ -36,7 +41,7 @@ use super::{
 };
 use crate::{
     api::backend::{Failure, WriteDone},
-    ds::edit::{EditError, Operation, ValueEdit, resolve_all},
+    ds::edit::{EditError, Operation, ValueEdit, permits, resolve_all},
     ring::{Carried, Completion, Driver},
 };
 
@@ -359,6 +364,9 @@ impl Stream {
         open: &mut Option<WriteToken>,
         now: Instant,
     ) -> Result<Option<Reached>, Failure> {
+        if self.take_usual(conn, progress, request, open, now)?.is_some() {
+            return Ok(None);
+        }
         let operations = operations(request)?;
         let single = operations.len() == 1;
         let tree = self.applier.tree().snapshot();
@@ -381,6 +389,43 @@ impl Stream {
         taken.map(|()| None)
     }
 
+    /// Takes a request of the usual kind: an object that is there gets other values. One look at the tree serves for all
+    /// of it, and nothing is copied but the values. `None`: it is of another kind, or something is in its way.
+    ///
+    /// # Errors
+    /// As [`take_request`](Self::take_request).
+    fn take_usual(
+        &mut self,
+        conn: ConnId,
+        progress: &Progress,
+        request: &[u8],
+        open: &mut Option<WriteToken>,
+        now: Instant,
+    ) -> Result<Option<()>, Failure> {
+        let Some(put) = UsualPut::of_request(request) else { return Ok(None) };
+        let Some(key) = put.key().filter(|_| self.journal_takes(request.len())) else { return Ok(None) };
+        let ack = progress.ack.unwrap_or(self.config.ack.level);
+        let (node, groups, changes) = (&mut self.node, &mut self.native.groups, &mut self.changes);
+        let taken = self.applier.tree().with_object(&key, |mut slot| {
+            if !permits(slot.object(), &put) {
+                return Ok::<_, Failure>(None);
+            }
+            let (token, admission) = admit(node, groups, (conn, progress), 1, ack, open, now)?;
+            let version = Version { epoch: admission.epoch, seq: admission.last };
+            slot.put(&put, version);
+            changes.note_object(version, admission.last, slot.object());
+            Ok(Some(token))
+        });
+        let Some(token) = taken.transpose()?.flatten() else { return Ok(None) };
+        let mut scratch = std::mem::take(&mut self.native.scratch);
+        scratch.clear();
+        scratch.push_usual(&put);
+        // What comes next lies in another frame where one was closed.
+        *open = (!self.append_write(&scratch, now)).then_some(token);
+        self.native.scratch = scratch;
+        Ok(Some(()))
+    }
+
     fn number(
         &mut self,
         conn: ConnId,
@@ -395,21 +440,8 @@ impl Stream {
         }
         self.room_for(encoded, changes)?;
         let records = u32::try_from(changes.len()).unwrap_or(u32::MAX);
-        let joined = open.filter(|open| self.native.groups.may_join(*open, progress, records));
-        let joined = joined.and_then(|open| Some((open, self.node.extend(open, records, ack)?)));
-        let (token, admission) = match joined {
-            Some((token, admission)) => {
-                self.native.groups.join(token, records);
-                (token, admission)
-            }
-            None => {
-                let token = self.native.groups.next_token();
-                let admission = self.node.admit(now, token, records, ack).map_err(writes::failure)?;
-                let version = Version { epoch: admission.epoch, seq: admission.last };
-                self.native.groups.begin(conn, progress, version);
-                (token, admission)
-            }
-        };
+        let (token, admission) =
+            admit(&mut self.node, &mut self.native.groups, (conn, progress), records, ack, open, now)?;
         *open = Some(token);
         if self.take_in(admission, encoded, changes, now) {
             // What comes next lies in another frame.
@@ -426,6 +458,30 @@ impl Stream {
         let versions = Versions { first: Version { epoch: at.epoch, seq: at.seq }, step: 0 };
         Reached { first, count: 1, level, alone, versions }
     }
+}
+
+/// Has the core number a request: as one more of the write that `open` names where it can be, else as one of its own.
+///
+/// # Errors
+/// The core's refusal.
+fn admit(
+    node: &mut Node,
+    groups: &mut Groups,
+    (conn, progress): (ConnId, &Progress),
+    records: u32,
+    ack: AckLevel,
+    open: &Option<WriteToken>,
+    now: Instant,
+) -> Result<(WriteToken, Admission), Failure> {
+    let joined = open.filter(|open| groups.may_join(*open, progress, records));
+    if let Some((token, admission)) = joined.and_then(|open| Some((open, node.extend(open, records, ack)?))) {
+        groups.join(token, records);
+        return Ok((token, admission));
+    }
+    let token = groups.next_token();
+    let admission = node.admit(now, token, records, ack).map_err(writes::failure)?;
+    groups.begin(conn, progress, Version { epoch: admission.epoch, seq: admission.last });
+    Ok((token, admission))
 }
 
 /// The operations of a request, checked.

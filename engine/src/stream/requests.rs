@@ -7,7 +7,7 @@ use std::time::Instant as StdInstant;
 
 use ringpair_core::{
     Instant,
-    input::{Admission, Command, CommandToken, Refusal},
+    input::{Admission, Channel, Command, CommandToken, Refusal},
     status::Status,
 };
 use ringpair_wire::{
@@ -93,6 +93,12 @@ impl Stream {
     }
 
     pub(super) fn close_frame(&mut self, now: Instant) {
+        if self.writes.is_closed() {
+            return;
+        }
+        if let Some(conn) = self.lanes.conn(Channel::Ds) {
+            self.writes.look_at_link(&self.transport, conn);
+        }
         if let Some(closed) = self.writes.close() {
             self.frame_closed(closed, now);
         }
@@ -175,6 +181,11 @@ impl Stream {
         Ok(())
     }
 
+    /// Whether the journal has room for so many more bytes, on disk and in what waits for it.
+    pub(super) fn journal_takes(&self, bytes: usize) -> bool {
+        !self.journal.is_short(bytes) && self.journal.pending_bytes() <= super::APPEND_BELOW_BYTES
+    }
+
     /// Puts an admitted write into the frame being filled and into the tree; whether a frame was closed by it.
     pub(super) fn take_in(
         &mut self,
@@ -183,8 +194,6 @@ impl Stream {
         changes: &[Change],
         now: Instant,
     ) -> bool {
-        let mut closed = Vec::new();
-        self.writes.append(encoded, |frame| closed.push(frame));
         for (index, change) in (0_u64..).zip(changes) {
             let seq = ringpair_wire::id::Seq(admission.first.0 + index);
             let version = Version { epoch: admission.epoch, seq };
@@ -192,6 +201,13 @@ impl Stream {
             self.applier.note_contents(seq, change);
             self.changes.note(version, admission.last, change, &applied);
         }
+        self.append_write(encoded, now)
+    }
+
+    /// Puts an admitted write, which is in the tree, into the frame being filled; whether a frame was closed by it.
+    pub(super) fn append_write(&mut self, encoded: &Encoded, now: Instant) -> bool {
+        let mut closed = Vec::new();
+        self.writes.append(encoded, |frame| closed.push(frame));
         let any = !closed.is_empty();
         for frame in closed {
             self.frame_closed(frame, now);

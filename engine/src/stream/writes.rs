@@ -23,11 +23,14 @@ use ringpair_wire::{
     frame_builder::FrameBuilder,
     id::{Epoch, HistoryId, Position, Version},
     record::{EpochRecord, MAX_RECORD_BYTES, Part, Record, encode_change},
+    usual::UsualPut,
 };
 
 use crate::{
     api::backend::{ActiveMember, Failure, Reply, WriteDone},
+    pace::Pace,
     ring::Shared,
+    transport::{ConnId, Transport},
 };
 
 /// A frame that is ready for journal and peer.
@@ -66,13 +69,44 @@ pub struct Encoded {
 #[derive(Debug)]
 pub struct Writes {
     builder: Option<FrameBuilder>,
-    compressor: Compressor,
+    sealer: Sealer,
     max_bytes: usize,
     max_records: usize,
-    closed: FrameCounts,
     next_token: u64,
     waiting: HashMap<WriteToken, Waiting>,
     deadlines: BinaryHeap<Reverse<(StdInstant, WriteToken)>>,
+}
+
+/// Closes frames, compressed where that pays.
+#[derive(Debug)]
+struct Sealer {
+    compressor: Compressor,
+    pace: Pace,
+    closed: FrameCounts,
+}
+
+impl Sealer {
+    fn new(compression: Compression) -> Self {
+        Self { compressor: Compressor::new(compression), pace: Pace::default(), closed: FrameCounts::default() }
+    }
+
+    fn seal(&mut self, builder: &mut FrameBuilder) -> Option<Closed> {
+        let (mut bytes, records, plain_bytes) = (Vec::new(), builder.len(), builder.plain_bytes());
+        let end = if self.pace.is_outrun() {
+            self.compressor.pass(plain_bytes);
+            builder.finish_into(&mut Compressor::new(Compression::Off), &mut bytes)?
+        } else {
+            let began = StdInstant::now();
+            let end = builder.finish_into(&mut self.compressor, &mut bytes)?;
+            if bytes.len() < plain_bytes {
+                self.pace.note(plain_bytes, began.elapsed());
+            }
+            end
+        };
+        self.closed.frames += 1;
+        self.closed.records += records as u64;
+        Some(Closed { bytes: Shared::from(bytes), end })
+    }
 }
 
 impl Encoded {
@@ -106,6 +140,12 @@ impl Encoded {
         self.ends.len()
     }
 
+    /// Encodes a usual put, a transaction by itself.
+    pub fn push_usual(&mut self, put: &UsualPut<'_>) {
+        put.encode(Part::Whole, &mut Writer::new(&mut self.bytes));
+        self.ends.push(self.bytes.len());
+    }
+
     /// Encodes the change with this index of a transaction of `count`, behind those before it.
     ///
     /// # Errors
@@ -136,10 +176,9 @@ impl Writes {
     pub fn new(max_bytes: usize, max_records: usize, compression: Compression) -> Self {
         Self {
             builder: None,
-            compressor: Compressor::new(compression),
+            sealer: Sealer::new(compression),
             max_bytes,
             max_records,
-            closed: FrameCounts::default(),
             next_token: 0,
             waiting: HashMap::new(),
             deadlines: BinaryHeap::new(),
@@ -149,13 +188,20 @@ impl Writes {
     /// Bytes of payloads before and after compression, so far.
     #[must_use]
     pub const fn compression(&self) -> Totals {
-        self.compressor.totals()
+        self.sealer.compressor.totals()
+    }
+
+    /// Learns from `conn`, which carries the frames, whether compressing them pays.
+    pub fn look_at_link(&mut self, transport: &Transport, conn: ConnId) {
+        if self.sealer.compressor.setting() == Compression::Auto {
+            self.sealer.pace.look_at(transport, conn, StdInstant::now());
+        }
     }
 
     /// Frames closed so far.
     #[must_use]
     pub const fn closed(&self) -> FrameCounts {
-        self.closed
+        self.sealer.closed
     }
 
     /// A token that no write has had.
@@ -182,12 +228,11 @@ impl Writes {
     /// As [`append`](Self::append), only the records with these indices: a long write goes piece by piece.
     pub fn append_part(&mut self, encoded: &Encoded, part: Range<usize>, mut closed: impl FnMut(Closed)) {
         let Some(builder) = &mut self.builder else { return };
-        let counts = &mut self.closed;
         for record in encoded.records(part) {
             let full = !builder.is_empty()
                 && (builder.plain_bytes() + record.len() > self.max_bytes || builder.len() >= self.max_records);
             if full || builder.push_encoded(record).is_err() {
-                seal(builder, &mut self.compressor, counts).into_iter().for_each(&mut closed);
+                self.sealer.seal(builder).into_iter().for_each(&mut closed);
                 let pushed = builder.push_encoded(record);
                 debug_assert!(pushed.is_ok(), "an empty frame takes any record that was measured: {pushed:?}");
             }
@@ -201,7 +246,7 @@ impl Writes {
 
     /// Seals the frame being filled, if it holds anything.
     pub fn close(&mut self) -> Option<Closed> {
-        seal(self.builder.as_mut()?, &mut self.compressor, &mut self.closed)
+        self.sealer.seal(self.builder.as_mut()?)
     }
 
     /// Whether nothing is numbered that is in no frame.
@@ -273,14 +318,6 @@ pub fn answer(version: Version, outcome: WriteOutcome, may_answer: bool) -> Resu
 pub fn late(version: Version) -> Failure {
     let message = "the level was not reached in time: the change is unknown, not undone".into();
     Failure::NotReached { version: Some(version), message }
-}
-
-fn seal(builder: &mut FrameBuilder, compressor: &mut Compressor, counts: &mut FrameCounts) -> Option<Closed> {
-    let (mut bytes, records) = (Vec::new(), builder.len());
-    let end = builder.finish_into(compressor, &mut bytes)?;
-    counts.frames += 1;
-    counts.records += records as u64;
-    Some(Closed { bytes: Shared::from(bytes), end })
 }
 
 /// A refusal of the core, as the API says it.
