@@ -24,13 +24,14 @@ const _: () = assert!(size_of::<Key>() == INLINE_BYTES + 2);
 impl Key {
     /// The key of `path`.
     pub fn of(path: &DsPath) -> Self {
-        let key = path.key().as_bytes();
-        if key.len() > INLINE_BYTES {
-            return Self::Shared(path.shared_key());
-        }
+        Self::inline(path.key().as_bytes()).unwrap_or_else(|| Self::Shared(path.shared_key()))
+    }
+
+    /// The key of these bytes, if it lies in the node.
+    pub fn inline(key: &[u8]) -> Option<Self> {
         let mut bytes = [0; INLINE_BYTES];
-        bytes[..key.len()].copy_from_slice(key);
-        Self::Inline(key.len() as u8, bytes)
+        bytes.get_mut(..key.len())?.copy_from_slice(key);
+        Some(Self::Inline(key.len() as u8, bytes))
     }
 }
 
@@ -64,8 +65,21 @@ impl PartialOrd for Key {
 }
 impl Ord for Key {
     fn cmp(&self, other: &Self) -> Ordering {
-        (**self).cmp(&**other)
+        match (self, other) {
+            // Word by word: a call of memcmp for each of some fifteen short keys cost more than all else of a look-up. What
+            // fills up the shorter one orders it first, as no component begins with a zero.
+            (Self::Inline(_, a), Self::Inline(_, b)) => words(a).cmp(words(b)),
+            _ => (**self).cmp(&**other),
+        }
     }
+}
+
+/// The bytes as words that order alike; the last overlaps the one before.
+fn words(bytes: &[u8; INLINE_BYTES]) -> impl Iterator<Item = u64> + '_ {
+    [0, 8, 16, 24, INLINE_BYTES - 8].into_iter().map(|at| {
+        let word = bytes[at..].first_chunk().copied().unwrap_or_default();
+        u64::from_be_bytes(word)
+    })
 }
 
 #[cfg(test)]
@@ -76,10 +90,11 @@ mod tests {
 
     proptest! {
         #[test]
-        fn keys_order_as_paths_do(a in "(/[a-cA-Cä]{1,14}){1,4}", b in "(/[a-cA-Cä]{1,14}){1,4}") {
+        fn keys_order_as_paths_do(a in "(/[a-bA-Bä]{1,14}){1,4}", b in "(/[a-bA-Bä]{1,14}){1,4}") {
             let [a, b] = [a, b].map(|text| DsPath::parse(&text).unwrap());
             let (left, right) = (Key::of(&a), Key::of(&b));
             prop_assert_eq!(left.cmp(&right), a.cmp(&b));
+            prop_assert_eq!((*left).cmp(&*right), a.cmp(&b), "and as its bytes, by which it is found as well");
             prop_assert_eq!(left == right, a == b);
             prop_assert_eq!(&*left, a.key().as_bytes());
         }

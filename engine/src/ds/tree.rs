@@ -263,7 +263,11 @@ impl TreeSnapshot {
     /// The object at `key`, for a change of the usual kind.
     fn slot(&mut self, key: &PathKey) -> Option<Slot<'_>> {
         self.touch();
-        self.map.get_mut(key.bytes()).map(Slot)
+        let slot = match Key::inline(key.bytes()) {
+            Some(key) => self.map.get_mut(&key),
+            None => self.map.get_mut(key.bytes()),
+        };
+        slot.map(Slot)
     }
 
     /// Creates `path` and the parents it lacks, without class or attributes; returns the parents, outermost first.
