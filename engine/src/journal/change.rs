@@ -79,6 +79,8 @@ impl Journal {
             failed: false,
             no_room: false,
             untold: None,
+            untold_written: None,
+            at_once_from: None,
             marks: Default::default(),
         };
         // Continues the numbers in use: those of files just removed are free again.
@@ -171,7 +173,7 @@ impl Journal {
             return Err(JournalError::Busy);
         }
         self.pending.clear();
-        self.pending_bytes = 0;
+        (self.pending_bytes, self.untold_written) = (0, None);
         self.drop_preparation()?;
         let dir = self.catalog.dir.clone();
         let old: Vec<u32> = self.catalog.state().segments.iter().map(|segment| segment.index).collect();

@@ -7,7 +7,7 @@
 //! What always holds: the frames held are one unbroken chain from `oldest` to `end`; a position is reported as synced only
 //! after an fdatasync that covers it; a frame that fails its checksum or does not continue the chain is never given out;
 //! bytes of a sealed segment never change in place (it is replaced or removed whole, so that mappings stay true).
-//! What it must never do: retry a failed fsync, skip damage silently, grow without bound, block on the disk in `append`,
+//! What it must never do: retry a failed fsync, skip damage silently, grow without bound, wait for the disk in `append`,
 //! `pump` and `on_completion`.
 #![forbid(unsafe_code)]
 

@@ -1,15 +1,18 @@
 //! The journal's one owner: appends with group commit. What changes the journal as a whole stands in `change`.
 //!
-//! At most one group is in flight. A group goes into one segment, in one write linked with an fdatasync. `append`,
-//! `pump` and `on_completion` never wait for the disk; the first failed write or sync ends the journal's taking.
+//! At most one group is in flight. A group goes into one segment, in one write linked with an fdatasync; a short one is
+//! written by `pump` itself, into memory, which costs microseconds where handing it over costs two wake-ups. `append`,
+//! `pump` and `on_completion` never wait for the disk, but for a short write that the kernel throttles, after which
+//! none is made here for a while; the first failed write or sync ends the journal's taking.
 
 use std::{
     collections::VecDeque,
+    io::IoSlice,
     sync::Arc,
     time::{Duration, Instant},
 };
 
-use nix::fcntl::Flock;
+use nix::{fcntl::Flock, sys::uio::pwritev};
 use ringpair_wire::{
     frame::UncheckedHeader,
     id::{Epoch, HistoryId, Position, Seq},
@@ -35,6 +38,13 @@ const MARK_EVERY: Duration = Duration::from_millis(100);
 /// What clients and the peer must leave of the last segment while no other can be made: more than a lane delivers after
 /// it is no longer read.
 const RESERVE_BYTES: u64 = 4 << 20;
+
+/// Groups of at most so many bytes are written at once.
+const AT_ONCE_BYTES: usize = 32 << 10;
+/// One that took as long was held up by the kernel (too much else waits for the disk)…
+const HELD_UP: Duration = Duration::from_millis(2);
+/// …and for so long all groups are left to the driver, whose writes hold up nobody.
+const LEFT_TO_DRIVER: Duration = Duration::from_secs(10);
 
 /// What fills the last page of a group.
 static ZERO_PAGE: [u8; PAGE_BYTES as usize] = [0; PAGE_BYTES as usize];
@@ -67,6 +77,10 @@ pub struct Journal {
     pub(super) no_room: bool,
     /// Told with the next completion: preparing failed outside of one.
     pub(super) untold: Option<JournalError>,
+    /// The end of a group that was written at once, until it is told.
+    pub(super) untold_written: Option<Position>,
+    /// When groups may be written at once again.
+    pub(super) at_once_from: Option<Instant>,
     pub(super) marks: Marks,
 }
 
@@ -166,11 +180,18 @@ impl Journal {
 
     /// What there is to tell without a completion: call it once a turn as well.
     pub fn poll_events(&mut self, events: &mut Vec<JournalEvent>) {
+        events.extend(self.untold_written.take().map(JournalEvent::Written));
         if let Some(error) = self.untold.take()
             && !std::mem::replace(&mut self.no_room, true)
         {
             events.push(JournalEvent::NoRoom { error });
         }
+    }
+
+    /// Whether [`poll_events`](Self::poll_events) has something to tell.
+    #[must_use]
+    pub fn has_news(&self) -> bool {
+        self.untold_written.is_some()
     }
 
     /// Notes in the segment how far it is synced, now and then.
@@ -225,10 +246,44 @@ impl Journal {
         if to_page_end > 0 {
             slices.push(Shared::from_static(&ZERO_PAGE).slice(..to_page_end as usize));
         }
-        let token = Token::new(Token::JOURNAL, GROUP, active.index);
-        let submitted = driver.submit(token, Op::WriteSynced { fd: active.fd.clone(), slices, offset });
-        assert!(submitted.is_ok(), "the driver has the room that it said");
+        let (fd, token) = (active.fd.clone(), Token::new(Token::JOURNAL, GROUP, active.index));
         self.in_flight = Some(Group { frames, written: false });
+        let op = if self.writes_at_once(&fd, &slices, offset) {
+            self.untold_written = self.group_written();
+            Op::Fdatasync { fd }
+        } else {
+            Op::WriteSynced { fd, slices, offset }
+        };
+        let submitted = driver.submit(token, op);
+        assert!(submitted.is_ok(), "the driver has the room that it said");
+    }
+
+    /// Writes a short group; false: it is to be written by the driver, all of it.
+    fn writes_at_once(&mut self, fd: &Fd, slices: &[Shared], offset: u64) -> bool {
+        let bytes: usize = slices.iter().map(Shared::len).sum();
+        let began = Instant::now();
+        if bytes > AT_ONCE_BYTES || self.at_once_from.is_some_and(|from| began < from) {
+            return false;
+        }
+        let slices: Vec<IoSlice<'_>> = slices.iter().map(|slice| IoSlice::new(slice)).collect();
+        let written = i64::try_from(offset).is_ok_and(|offset| pwritev(fd, &slices, offset) == Ok(bytes));
+        self.at_once_from = (began.elapsed() >= HELD_UP).then(|| Instant::now() + LEFT_TO_DRIVER);
+        // A failure comes once more, through the driver, and is told as any.
+        written
+    }
+
+    /// Notes that the group in flight is in the file; its end.
+    fn group_written(&mut self) -> Option<Position> {
+        let group = self.in_flight.as_mut().filter(|group| !group.written)?;
+        group.written = true;
+        let mut state = self.catalog.state();
+        for frame in &group.frames {
+            self.pending_bytes -= frame.bytes.len();
+            if let Some(segment) = state.segments.back_mut() {
+                segment.extend(frame.first, frame.end, frame.bytes.len() as u64);
+            }
+        }
+        group.frames.last().map(|frame| frame.end)
     }
 
     /// Goes on with the prepared segment; false if there is none yet. Nothing is in flight here.
@@ -270,6 +325,8 @@ impl Journal {
     /// Takes a completion whose token's owner is [`Token::JOURNAL`](crate::ring::Token::JOURNAL), and appends what it
     /// means to `events`. Call [`pump`](Self::pump) afterwards.
     pub fn on_completion(&mut self, completion: Completion, events: &mut Vec<JournalEvent>) {
+        // Written comes before synced.
+        events.extend(self.untold_written.take().map(JournalEvent::Written));
         match completion.token.kind() {
             GROUP => self.on_group(completion, events),
             MARK => {
@@ -298,7 +355,7 @@ impl Journal {
     }
 
     fn on_group(&mut self, completion: Completion, events: &mut Vec<JournalEvent>) {
-        let Some(group) = &mut self.in_flight else { return };
+        let Some(group) = &self.in_flight else { return };
         let Some(end) = group.frames.last().map(|frame| frame.end) else { return };
         if self.failed || completion.result.is_err() {
             if !completion.more {
@@ -309,18 +366,7 @@ impl Journal {
             }
             return;
         }
-        if !group.written {
-            group.written = true;
-            let bytes: usize = group.frames.iter().map(|frame| frame.bytes.len()).sum();
-            self.pending_bytes -= bytes;
-            let mut state = self.catalog.state();
-            if let Some(segment) = state.segments.back_mut() {
-                for frame in &group.frames {
-                    segment.extend(frame.first, frame.end, frame.bytes.len() as u64);
-                }
-            }
-            events.push(JournalEvent::Written(end));
-        }
+        events.extend(self.group_written().map(JournalEvent::Written));
         if !completion.more {
             self.in_flight = None;
             self.synced = end;

@@ -393,6 +393,9 @@ impl Stream {
         self.carry_out(now);
         let heard = began.elapsed();
         self.take_requests(now);
+        // What is short is written here, and told at once.
+        self.journal.pump(&mut self.driver);
+        self.hear_journal(now);
         self.carry_out(now);
         let taken = began.elapsed();
         self.apply(now);
@@ -455,6 +458,7 @@ impl Stream {
             || (self.long.is_none() && !self.held.is_empty())
             || !self.requests.is_empty()
             || self.native.has_work()
+            || self.journal.has_news()
             || self.applier.can_apply(self.applicable())
     }
 
