@@ -56,14 +56,13 @@ fn frames(c: &mut Criterion) {
         group.throughput(Throughput::Elements(RECORDS as u64));
         for setting in [Compression::Off, Compression::Level(1)] {
             let mut compressor = Compressor::new(setting);
-            let (mut building, mut out) = (builder(), Vec::new());
+            let mut building = builder();
             group.bench_function(format!("encode, compression {setting}"), |b| {
                 b.iter(|| {
-                    out.clear();
                     for record in &records {
                         building.push(record).expect("it fits");
                     }
-                    building.finish_into(&mut compressor, &mut out)
+                    building.finish(&mut compressor)
                 });
             });
             let sealed = frame(&records, &mut compressor);
@@ -81,13 +80,12 @@ fn frames(c: &mut Criterion) {
 
 fn single(c: &mut Criterion) {
     let mut group = c.benchmark_group("frame of 1 record of 200 B");
-    let (one, mut building, mut out) = (record(1, 200), builder(), Vec::new());
+    let (one, mut building) = (record(1, 200), builder());
     let mut compressor = Compressor::new(Compression::Auto);
     group.bench_function("encode", |b| {
         b.iter(|| {
-            out.clear();
             building.push(&one).expect("it fits");
-            building.finish_into(&mut compressor, &mut out)
+            building.finish(&mut compressor)
         });
     });
     group.finish();

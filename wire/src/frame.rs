@@ -148,6 +148,13 @@ impl<'a> CheckedFrame<'a> {
         Ok((Self { header: FrameHeader { fields, end }, bytes }, rest))
     }
 
+    /// The same frame once more, of which only the header was kept beside the bytes; `None`: these are not its bytes, as
+    /// far as their number tells.
+    #[must_use]
+    pub fn checked_before(header: FrameHeader, bytes: &'a [u8]) -> Option<Self> {
+        (UncheckedHeader(header.fields).frame_bytes() == bytes.len()).then_some(Self { header, bytes })
+    }
+
     /// The header.
     #[must_use]
     pub const fn header(&self) -> &FrameHeader {
@@ -157,7 +164,7 @@ impl<'a> CheckedFrame<'a> {
     /// The place where it ends.
     #[must_use]
     pub const fn position(&self) -> Position {
-        self.header.end
+        self.header.end()
     }
 
     /// All its bytes: what is journalled and sent.

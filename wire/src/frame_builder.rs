@@ -10,7 +10,7 @@ use crate::{
     codec::{Codec, Writer},
     compress::Compressor,
     frame::{HEADER_BYTES, MAX_PLAIN_BYTES, MAX_RECORDS, PushError, TRAILER_BYTES},
-    frame_header::{Fields, flag},
+    frame_header::{Fields, FrameHeader, flag},
     id::{ChainHash, Epoch, HistoryId, Position, Seq},
     record::{MAX_RECORD_BYTES, Record, tag},
 };
@@ -20,6 +20,8 @@ use crate::{
 pub struct SealedFrame {
     /// What is journalled and sent.
     pub bytes: Vec<u8>,
+    /// Its header, as a check of the bytes gives it.
+    pub header: FrameHeader,
     /// The end of the history with it.
     pub position: Position,
 }
@@ -34,7 +36,8 @@ pub struct FrameBuilder {
     count: u32,
     /// The only record begins the epoch.
     begins: bool,
-    payload: Vec<u8>,
+    /// Room for the header, then the payload: what is not compressed becomes the frame where it lies.
+    frame: Vec<u8>,
     scratch: Vec<u8>,
 }
 
@@ -42,8 +45,8 @@ impl FrameBuilder {
     /// Begins the frame that follows `prev_chain` and whose first record gets `first_seq`.
     #[must_use]
     pub fn new(history: HistoryId, epoch: Epoch, first_seq: Seq, prev_chain: ChainHash) -> Self {
-        let (payload, scratch) = (Vec::new(), Vec::new());
-        Self { history, epoch, first_seq, prev_chain, count: 0, begins: false, payload, scratch }
+        let (frame, scratch) = (vec![0; HEADER_BYTES], Vec::new());
+        Self { history, epoch, first_seq, prev_chain, count: 0, begins: false, frame, scratch }
     }
 
     /// Begins the frame that follows `position`, in `epoch`.
@@ -67,7 +70,7 @@ impl FrameBuilder {
     /// How many bytes its payload has so far, not compressed.
     #[must_use]
     pub const fn plain_bytes(&self) -> usize {
-        self.payload.len()
+        self.frame.len() - HEADER_BYTES
     }
 
     /// The number that the next record gets.
@@ -105,7 +108,7 @@ impl FrameBuilder {
         if self.begins || (begins && self.count > 0) {
             return Err(PushError::Full);
         }
-        append(&mut self.payload, self.count, None, record)?;
+        append(&mut self.frame, HEADER_BYTES, self.count, None, record)?;
         let seq = self.next_seq();
         self.count += 1;
         self.begins = begins;
@@ -114,20 +117,13 @@ impl FrameBuilder {
 
     /// Seals the frame, compressed if that pays, and goes on with the next; `None` where it holds no record.
     pub fn finish(&mut self, compressor: &mut Compressor) -> Option<SealedFrame> {
-        let mut bytes = Vec::new();
-        let position = self.finish_into(compressor, &mut bytes)?;
-        Some(SealedFrame { bytes, position })
-    }
-
-    /// As [`Self::finish`], appending the frame to `out`.
-    pub fn finish_into(&mut self, compressor: &mut Compressor, out: &mut Vec<u8>) -> Option<Position> {
         if self.count == 0 {
             return None;
         }
-        let fields = Fields {
+        let mut fields = Fields {
             flags: if self.begins { flag::EPOCH } else { 0 },
             stored: 0,
-            plain: 0,
+            plain: self.plain_bytes() as u32,
             count: self.count,
             span: self.count,
             history: self.history,
@@ -137,12 +133,25 @@ impl FrameBuilder {
             rule_set: 0,
             end_chain: ChainHash(0),
         };
-        let start = out.len();
-        seal(fields, &self.payload, compressor, out);
+        let mut bytes = vec![0; HEADER_BYTES];
+        if compressor.compress(&self.frame[HEADER_BYTES..], &mut bytes) {
+            fields.flags |= flag::ZSTD;
+        } else {
+            self.frame.reserve_exact(TRAILER_BYTES);
+            // The next frame is likely to become as long.
+            let mut next = Vec::with_capacity(self.frame.len() + TRAILER_BYTES);
+            next.resize(HEADER_BYTES, 0);
+            bytes = mem::replace(&mut self.frame, next);
+        }
+        let fields = complete(fields, &mut bytes, 0);
+        if bytes.capacity() > 2 * bytes.len() {
+            // What is kept of many short frames is not to take the room of long ones.
+            bytes.shrink_to_fit();
+        }
         let last = Seq(self.next_seq().0 - 1);
-        let position = Position { epoch: self.epoch, seq: last, chain: chain_hash(&out[start..]) };
+        let position = Position { epoch: self.epoch, seq: last, chain: chain_hash(&bytes) };
         self.restart(self.epoch, position);
-        Some(position)
+        Some(SealedFrame { bytes, header: FrameHeader { fields, end: position }, position })
     }
 
     /// Drops what was gathered and begins the frame that follows `position`, in `epoch`; buffers are kept.
@@ -152,7 +161,7 @@ impl FrameBuilder {
         self.prev_chain = position.chain;
         self.count = 0;
         self.begins = false;
-        self.payload.clear();
+        self.frame.truncate(HEADER_BYTES);
     }
 }
 
@@ -188,7 +197,7 @@ impl FilteredBuilder {
     pub fn push_encoded(&mut self, seq: Seq, record: &[u8]) -> Result<(), PushError> {
         assert!(seq >= self.next_seq, "survivors come in order: {seq} after {}", self.next_seq);
         assert!(record.first() != Some(&tag::EPOCH), "an epoch record has a frame of its own");
-        append(&mut self.payload, self.count, Some(seq.0 - self.next_seq.0), record)?;
+        append(&mut self.payload, 0, self.count, Some(seq.0 - self.next_seq.0), record)?;
         self.count += 1;
         self.next_seq = Seq(seq.0 + 1);
         Ok(())
@@ -220,14 +229,21 @@ impl FilteredBuilder {
     }
 }
 
-/// Appends a record with its length, and the count of numbers skipped before it in a FILTERED frame.
-fn append(payload: &mut Vec<u8>, count: u32, skipped: Option<u64>, record: &[u8]) -> Result<(), PushError> {
+/// Appends a record with its length, and the count of numbers skipped before it in a FILTERED frame, to the payload that
+/// begins at `start`.
+fn append(
+    payload: &mut Vec<u8>,
+    start: usize,
+    count: u32,
+    skipped: Option<u64>,
+    record: &[u8],
+) -> Result<(), PushError> {
     /// The most that stands before a record: two varints.
     const PREFIX_BYTES: usize = 16;
     if record.len() > MAX_RECORD_BYTES {
         return Err(PushError::TooLong { got: record.len() });
     }
-    if count as usize == MAX_RECORDS || payload.len() + PREFIX_BYTES + record.len() > MAX_PLAIN_BYTES {
+    if count as usize == MAX_RECORDS || payload.len() - start + PREFIX_BYTES + record.len() > MAX_PLAIN_BYTES {
         return Err(PushError::Full);
     }
     let mut w = Writer::new(payload);
@@ -248,9 +264,15 @@ fn seal(mut fields: Fields, plain: &[u8], compressor: &mut Compressor, out: &mut
     } else {
         out.extend_from_slice(plain);
     }
-    fields.stored = (out.len() - start - HEADER_BYTES) as u32;
     fields.plain = plain.len() as u32;
+    complete(fields, out, start);
+}
+
+/// Fills in the header of the frame that begins at `start`, in the room left for it, and appends the checksum.
+fn complete(mut fields: Fields, out: &mut Vec<u8>, start: usize) -> Fields {
+    fields.stored = (out.len() - start - HEADER_BYTES) as u32;
     out[start..start + HEADER_BYTES].copy_from_slice(&fields.encode());
     let sum = checksum(fields.seed(), &out[start..]);
     out.extend_from_slice(&sum.to_le_bytes());
+    fields
 }

@@ -287,6 +287,12 @@ impl FrameHeader {
         self.fields.is(flag::EPOCH)
     }
 
+    /// The place where the frame ends.
+    #[must_use]
+    pub const fn end(&self) -> Position {
+        self.end
+    }
+
     /// Whether its payload is compressed.
     #[must_use]
     pub const fn is_compressed(&self) -> bool {

@@ -95,11 +95,13 @@ fn frames_follow_each_other_along_the_chain_w14() {
     let first = builder.finish(&mut plain()).unwrap();
     assert_eq!(first.position.chain, chain_hash(&first.bytes));
     assert_eq!(builder.push(&remove("/b")), Ok(Seq(42)));
-    let mut both = first.bytes.clone();
-    let second = builder.finish_into(&mut plain(), &mut both).unwrap();
+    let second = builder.finish(&mut plain()).unwrap();
+    let both = [&first.bytes[..], &second.bytes].concat();
     let (one, rest) = CheckedFrame::check_first(&both).unwrap();
     let two = CheckedFrame::check(rest).unwrap();
-    assert_eq!((one.position(), two.position()), (first.position, second));
+    assert_eq!((one.position(), two.position()), (first.position, second.position));
+    assert_eq!((*one.header(), *two.header()), (first.header, second.header), "what the builder says, a check says");
+    assert!(CheckedFrame::checked_before(first.header, &both).is_none());
     assert!(two.header().follows(&one.position()) && !one.header().follows(&two.position()));
     assert!(!two.header().follows(&Position { chain: ChainHash(1), ..one.position() }));
     assert!(!two.header().follows(&Position { seq: Seq(40), ..one.position() }));

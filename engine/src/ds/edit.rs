@@ -469,6 +469,11 @@ pub fn check_name(name: &str) -> Result<(), EditError> {
 
 #[cfg(test)]
 mod tests {
+    use ringpair_wire::{
+        client::{self, AttributeEdit, How},
+        ds::ValueRef,
+    };
+
     use super::*;
     use crate::ds::testing::{path, text, tree};
 
@@ -523,6 +528,36 @@ mod tests {
         assert_eq!(resolve(&tree, remove("/C/bob", false, true)), Ok(None));
         assert!(resolve(&tree, remove("/C/ALICE", true, false)).is_ok(), "REP-125");
         assert!(resolve(&tree, remove("/", true, false)).is_ok());
+    }
+
+    #[test]
+    fn a_usual_put_is_permitted_exactly_where_it_resolves() {
+        let mut state = tree(&["/a x=1"]);
+        let big = |n: usize| "x".repeat(CONTENT_FROM_BYTES - n);
+        let mut seen = [0; 2];
+        for n in 0..18 {
+            for (name, replace) in [("x", false), (&*format!("n{n}"), false), ("a=b", false), ("y", true)] {
+                let value = big(n);
+                let edit = AttributeEdit { name, how: How::Set, values: vec![ValueRef::Text(&value)] };
+                let mut request = Vec::new();
+                let operation = client::Operation::Put { path: "/a", class: None, replace, attributes: vec![edit] };
+                client::encode_request(&[operation], &mut request);
+                let usual = UsualPut::of_request(&request).unwrap();
+                let attributes = vec![(name.to_owned(), ValueEdit::Set(vec![text(&value)]))];
+                let operation = Operation::Put { path: path("/a"), class: None, replace, attributes };
+                let resolved = resolve(&state, operation);
+                let permitted = permits(state.get(&path("/a")).unwrap().object(), &usual);
+                assert_eq!(permitted, resolved.is_ok(), "{name} {n}");
+                seen[usize::from(permitted)] += 1;
+                if let Ok(Some(change)) = resolved
+                    && !replace
+                {
+                    assert_eq!(usual.to_change().unwrap(), change);
+                    state.apply(&change, Version::default());
+                }
+            }
+        }
+        assert!(seen.iter().all(|count| *count > 4), "{seen:?}");
     }
 
     #[test]

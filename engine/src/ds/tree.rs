@@ -478,6 +478,7 @@ fn merge(object: &mut Object, class: Option<&Arc<str>>, replace: bool, attribute
 #[cfg(test)]
 mod tests {
     use proptest::prelude::*;
+    use ringpair_wire::{codec::Writer, record::Part};
 
     use super::*;
     use crate::ds::testing::{any_changes, apply_all, path, position, put, tree, version};
@@ -501,6 +502,31 @@ mod tests {
         let users = path("/config/users");
         assert_eq!(tree.next_after(users.key(), &users).unwrap().path.as_str(), "/CONFIG/Users/x");
         assert!(tree.next_after(path("/config/users/y").key(), &users).is_none());
+    }
+
+    proptest! {
+        // REQ: REP-006
+        #[test]
+        fn a_usual_put_does_what_the_same_change_does(changes in any_changes(12), name in "[a-cA-C]", replace: bool) {
+            let attribute = |name: &str, value: &str| Attribute { name: name.into(), values: vec![Value::Text(value.into())] };
+            let mut state = TreeSnapshot::default();
+            state.apply(&put("/A/b a=1,2 c=3"), version(1));
+            apply_all(&mut state, &changes, 2);
+            let attributes = vec![attribute(&name, "new"), attribute("z", "")];
+            let change = Change::Put { path: path("/A/b"), class: Some("K".into()), replace, attributes };
+            let mut record = Vec::new();
+            ringpair_wire::record::encode_change(Part::Whole, &change, &mut Writer::new(&mut record));
+            let (_, usual) = UsualPut::of_record(&record).unwrap();
+            let (mut other, shared) = (Tree::new(state.clone()), state.clone());
+            let done = other.with_object(&usual.key().unwrap(), |mut slot| slot.put(&usual, version(99)));
+            prop_assert_eq!(done.is_some(), state.get(&path("/A/b")).is_some());
+            if done.is_some() {
+                state.apply(&change, version(99));
+            }
+            prop_assert!(other.snapshot().iter().eq(state.iter()));
+            prop_assert_eq!(other.snapshot().digest(&DsPath::root()), state.digest(&DsPath::root()));
+            prop_assert!(shared.differences(&state).count() <= 1, "who holds a snapshot keeps it");
+        }
     }
 
     // REQ: REP-001, REP-005

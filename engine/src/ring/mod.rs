@@ -83,6 +83,14 @@ pub struct Turned {
     pub woken: bool,
 }
 
+impl Turned {
+    /// Whether there is anything to deal with.
+    #[must_use]
+    pub const fn is_something(&self) -> bool {
+        self.completions > 0 || self.woken
+    }
+}
+
 /// One of the two drivers. Create it in the thread that uses it.
 #[derive(Debug)]
 pub enum Driver {

@@ -15,7 +15,7 @@ use ringpair_core::input::FrameMeta;
 use ringpair_wire::{
     compress::Decompressor,
     ds::{Change, ContentId, Value},
-    frame::{CheckedFrame, FrameError, RecordRules},
+    frame::{CheckedFrame, FrameError, FrameHeader, RecordRules},
     id::{Position, Seq, Version},
     record::{Part, Record},
     usual::UsualPut,
@@ -60,8 +60,10 @@ impl Waiting {
 }
 
 /// What a frame holds, all of it valid.
-#[derive(Debug, Default)]
+#[derive(Debug)]
 pub struct Decoded {
+    /// Its header.
+    header: FrameHeader,
     /// The contents that its records refer to, in their order.
     pub contents: Vec<ContentRef>,
     /// Its payload expanded, where it was compressed and there was room for it.
@@ -273,7 +275,7 @@ impl Applier {
             }
         }
         let keep = header.is_compressed() && self.expanded_bytes + payload.len() <= EXPANDED_BYTES;
-        Ok(Decoded { contents, expanded: keep.then(|| payload.to_vec()) })
+        Ok(Decoded { header: *header, contents, expanded: keep.then(|| payload.to_vec()) })
     }
 
     /// Whether a transaction is open (its first records are known, its last is not), or a frame is applied in part.
@@ -402,7 +404,9 @@ impl Applier {
         until: Option<Instant>,
     ) -> Result<bool, FrameError> {
         let mut expander = std::mem::take(&mut self.expander);
-        let applied = CheckedFrame::check(&frame.bytes).and_then(|checked| {
+        // What was checked when it came lies in memory since; what is not its own is checked anew.
+        let checked = CheckedFrame::checked_before(frame.decoded.header, &frame.bytes);
+        let applied = checked.map_or_else(|| CheckedFrame::check(&frame.bytes), Ok).and_then(|checked| {
             let payload = match &frame.decoded.expanded {
                 Some(expanded) => expanded,
                 None => checked.payload(&mut expander)?,
@@ -525,16 +529,15 @@ pub(super) fn contents_of(change: &Change) -> Vec<(ContentId, u64)> {
 
 /// What the core is told of a checked frame.
 #[must_use]
-pub fn meta_of(frame: &CheckedFrame<'_>) -> FrameMeta {
-    let header = frame.header();
+pub fn meta_of(header: &FrameHeader, bytes: usize) -> FrameMeta {
     FrameMeta {
         history: header.history(),
         epoch: header.epoch(),
         first: header.first_seq(),
         count: u32::try_from(header.last_seq().0 - header.first_seq().0 + 1).unwrap_or(u32::MAX),
         prev: header.prev_chain(),
-        end: frame.position(),
-        bytes: frame.bytes().len() as u64,
+        end: header.end(),
+        bytes: bytes as u64,
     }
 }
 

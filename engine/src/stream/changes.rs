@@ -348,6 +348,44 @@ mod tests {
         assert!(message.contains("5:12"), "{message}");
     }
 
+    // REQ: REP-310
+    #[test]
+    fn what_is_kept_is_bounded_in_number_and_bytes_and_comes_back_whole() {
+        let mut changes = Changes::new(version(0));
+        let object = |seq: u64, count: usize, bytes: usize| {
+            let value = |index| format!("{seq}-{index}-{}", "v".repeat(bytes));
+            let attribute =
+                |index| Attribute { name: format!("V{index}").into(), values: vec![Value::Text(value(index).into())] };
+            let (path, attributes) = (DsPath::parse("/a").unwrap(), (0..count).map(attribute).collect());
+            Object { path, class: "C".into(), attributes, version: version(seq) }
+        };
+        for seq in 1..=2 * KEPT_CHANGES as u64 {
+            changes.note_object(version(seq), Seq(seq), &object(seq, 1, 10));
+        }
+        assert_eq!((changes.kept.len(), changes.floor), (KEPT_CHANGES, version(KEPT_CHANGES as u64)));
+        let held: usize = changes.chunks.chunks.iter().map(Vec::capacity).sum();
+        assert!(held == changes.chunks.bytes && held < 4 << 20, "{held}");
+        let first = 2 * KEPT_CHANGES as u64 + 1;
+        for seq in first..first + 100 {
+            changes.note_object(version(seq), Seq(seq), &object(seq, 5, 60_000));
+            let held: usize = changes.chunks.chunks.iter().map(Vec::capacity).sum();
+            assert!(held == changes.chunks.bytes && held <= KEPT_BYTES + 2 * CHUNK_BYTES, "{held}");
+        }
+        let last = changes.kept.len() as u64;
+        assert!((32..100).contains(&last), "{last}");
+        for (kept, seq) in changes.kept.iter().zip(first + 100 - last..) {
+            let Some(WatchWhat::Object(entry)) = kept.what.expand(&changes.chunks) else { panic!("gone") };
+            assert_eq!(*entry.object(), object(seq, 5, 60_000));
+        }
+        changes.note(
+            version(first + 100),
+            Seq(first + 100),
+            &Change::Remove { path: DsPath::root() },
+            &Applied::default(),
+        );
+        assert!(matches!(changes.kept.back().unwrap().what, Compact::Removed(_)));
+    }
+
     #[test]
     fn a_watcher_that_does_not_read_loses_its_stream() {
         let mut changes = Changes::new(version(0));

@@ -145,18 +145,16 @@ impl Stream {
 
     /// Hands a frame of this member's own to core, journal and feed; what is in it is in the tree.
     pub(super) fn frame_closed(&mut self, closed: writes::Closed, now: Instant) {
-        self.applier.wrote_through(closed.end);
+        self.applier.wrote_through(closed.header.end());
         self.part_closed(closed, now);
     }
 
     /// As [`frame_closed`](Self::frame_closed), for a frame that ends within a transaction: it takes no effect yet.
     pub(super) fn part_closed(&mut self, closed: writes::Closed, now: Instant) {
-        let meta = match CheckedFrame::check(&closed.bytes) {
-            Ok(frame) => meta_of(&frame),
-            Err(error) => unreachable!("a frame that was sealed a moment ago is sound: {error}"),
-        };
+        debug_assert_eq!(CheckedFrame::check(&closed.bytes).map(|frame| *frame.header()).ok(), Some(closed.header));
+        let meta = meta_of(&closed.header, closed.bytes.len());
         self.node.frame_closed(now, &meta);
-        self.feed.closed(closed.bytes.clone(), meta.first, closed.end);
+        self.feed.closed(closed.bytes.clone(), meta.first, meta.end);
         self.append(closed.bytes, &meta, now);
     }
 

@@ -23,6 +23,7 @@ mod publish;
 mod receive;
 mod report;
 mod requests;
+mod spin;
 mod storage;
 mod supervised;
 mod verify;
@@ -220,6 +221,7 @@ pub struct Stream {
     storage_failed: Option<String>,
     drain: Option<usize>,
     exit: Option<Ending>,
+    spin: spin::Spin,
     completions: Vec<Completion>,
     journal_events: Vec<JournalEvent>,
     /// When the next segment of the journal was tried last.
@@ -300,6 +302,7 @@ impl Stream {
             storage_failed: None,
             drain: None,
             exit: None,
+            spin: spin::Spin::default(),
             completions: Vec::new(),
             journal_events: Vec::new(),
             journal_tried: Instant(0),
@@ -374,9 +377,8 @@ impl Stream {
 
     /// One turn: wait, take what happened, decide, carry out, send.
     fn turn(&mut self) -> io::Result<()> {
-        let wait = self.wait();
         let mut completions = std::mem::take(&mut self.completions);
-        self.driver.turn(wait, &mut completions)?;
+        self.wait_for(&mut completions)?;
         let (now, began) = (now(), StdInstant::now());
         // First of all, so that the core notices a pause of its own before it hears anything (protocol §5).
         self.node.handle_timeout(now);
@@ -401,6 +403,8 @@ impl Stream {
         self.apply(now);
         self.carry_out(now);
         let applied = began.elapsed();
+        // Answers leave first: a send to the peer takes the kernel longer.
+        self.native.pump(&mut self.driver);
         self.feed_peer(now);
         self.housekeeping(now);
         self.dial(now);
@@ -423,6 +427,26 @@ impl Stream {
                 ?applied,
                 "a long turn of the stream loop, by its parts"
             );
+        }
+        Ok(())
+    }
+
+    /// Submits what is queued and waits for something to do: looks for a moment where that is likely to do, then sleeps.
+    fn wait_for(&mut self, completions: &mut Vec<Completion>) -> io::Result<()> {
+        let wait = self.wait();
+        let began = StdInstant::now();
+        if let Some(limit) = self.spin.limit(wait) {
+            while began.elapsed() < limit {
+                if self.driver.turn(Some(Duration::ZERO), completions)?.is_something() {
+                    self.spin.waited(began.elapsed());
+                    return Ok(());
+                }
+                std::thread::yield_now();
+            }
+        }
+        self.driver.turn(wait.map(|wait| wait.saturating_sub(began.elapsed())), completions)?;
+        if wait != Some(Duration::ZERO) {
+            self.spin.waited(began.elapsed());
         }
         Ok(())
     }

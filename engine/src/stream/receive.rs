@@ -146,7 +146,7 @@ impl Stream {
     fn frame(&mut self, channel: Channel, body: Shared, now: Instant) -> Result<(), String> {
         let frame = CheckedFrame::check(&body).map_err(|error| error.to_string())?;
         let decoded = self.applier.decode(&frame).map_err(|error| error.to_string())?;
-        let meta = meta_of(&frame);
+        let meta = meta_of(frame.header(), body.len());
         self.frame_arrived(channel, Arrived { bytes: body, meta, decoded }, now);
         Ok(())
     }

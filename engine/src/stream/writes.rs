@@ -20,6 +20,7 @@ use ringpair_wire::{
     codec::Writer,
     compress::{Compression, Compressor, Totals},
     ds::Change,
+    frame::FrameHeader,
     frame_builder::FrameBuilder,
     id::{Epoch, HistoryId, Position, Version},
     record::{EpochRecord, MAX_RECORD_BYTES, Part, Record, encode_change},
@@ -38,8 +39,8 @@ use crate::{
 pub struct Closed {
     /// Its bytes.
     pub bytes: Shared,
-    /// Where it ends.
-    pub end: Position,
+    /// Its header.
+    pub header: FrameHeader,
 }
 
 /// A write that waits for its level.
@@ -91,21 +92,21 @@ impl Sealer {
     }
 
     fn seal(&mut self, builder: &mut FrameBuilder) -> Option<Closed> {
-        let (mut bytes, records, plain_bytes) = (Vec::new(), builder.len(), builder.plain_bytes());
-        let end = if self.pace.is_outrun() {
+        let (records, plain_bytes) = (builder.len(), builder.plain_bytes());
+        let sealed = if self.pace.is_outrun() {
             self.compressor.pass(plain_bytes);
-            builder.finish_into(&mut Compressor::new(Compression::Off), &mut bytes)?
+            builder.finish(&mut Compressor::new(Compression::Off))?
         } else {
             let began = StdInstant::now();
-            let end = builder.finish_into(&mut self.compressor, &mut bytes)?;
-            if bytes.len() < plain_bytes {
+            let sealed = builder.finish(&mut self.compressor)?;
+            if sealed.header.is_compressed() {
                 self.pace.note(plain_bytes, began.elapsed());
             }
-            end
+            sealed
         };
         self.closed.frames += 1;
         self.closed.records += records as u64;
-        Some(Closed { bytes: Shared::from(bytes), end })
+        Some(Closed { bytes: Shared::from(sealed.bytes), header: sealed.header })
     }
 }
 
