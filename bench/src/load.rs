@@ -255,29 +255,62 @@ impl Connection {
     }
 }
 
-/// Text of letters and digits from a fixed seed, of which values are made.
+/// What values are made of.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Stuff {
+    /// Letters and digits at random: text that shrinks by a quarter at most.
+    Letters,
+    /// People's text: this project's own documents.
+    Prose,
+    /// Bytes at random: nothing shrinks.
+    Noise,
+}
+
+/// Documents of this project.
+const PROSE: [&str; 4] = [
+    include_str!("../../README.md"),
+    include_str!("../../ARCHITECTURE.md"),
+    include_str!("../../wire/SPEC.md"),
+    include_str!("../../LICENSE"),
+];
+
+/// Values of one length, each out of another place of a large piece of what they are made of.
 #[derive(Clone, Debug)]
 pub struct Values {
-    pool: String,
+    pool: Vec<u8>,
     bytes: usize,
+    stuff: Stuff,
 }
 
 impl Values {
     /// Values of `bytes` bytes each.
     #[must_use]
-    pub fn new(bytes: usize) -> Self {
+    pub fn new(stuff: Stuff, bytes: usize) -> Self {
         const LETTERS: &[u8; 64] = b"ABCDEFGHIJKLMNOPQRSTUVWXYZabcdefghijklmnopqrstuvwxyz0123456789-_";
-        let mut random = vec![0; (64 << 10) + bytes];
-        crate::floor::cpu::fill(7, &mut random);
-        Self { pool: random.iter().map(|byte| char::from(LETTERS[usize::from(byte & 63)])).collect(), bytes }
+        let mut pool = vec![0; (64 << 10) + bytes];
+        crate::floor::cpu::fill(7, &mut pool);
+        match stuff {
+            Stuff::Noise => {}
+            Stuff::Letters => pool.iter_mut().for_each(|byte| *byte = LETTERS[usize::from(*byte & 63)]),
+            // A value may begin and end anywhere, and is text by itself.
+            Stuff::Prose => pool = PROSE.concat().into_bytes().into_iter().filter(u8::is_ascii).collect(),
+        }
+        Self { pool, bytes, stuff }
+    }
+
+    /// Whether they are text.
+    #[must_use]
+    pub fn are_text(&self) -> bool {
+        self.stuff != Stuff::Noise
     }
 
     /// The value of change `number`: every one another than the one before it.
     pub fn push(&self, number: u64, out: &mut Vec<u8>) {
         let unique = format!("{number:012x}");
-        let at = (number as usize).wrapping_mul(0x9e37_79b1) & 0xffff;
+        let rest = self.bytes.saturating_sub(unique.len());
+        let at = (number as usize).wrapping_mul(0x9e37_79b1) % (self.pool.len() - rest);
         out.extend_from_slice(unique.as_bytes());
-        out.extend_from_slice(&self.pool.as_bytes()[at..at + self.bytes.saturating_sub(unique.len())]);
+        out.extend_from_slice(&self.pool[at..at + rest]);
     }
 }
 
@@ -336,11 +369,13 @@ mod tests {
 
     #[test]
     fn values_have_their_length_and_differ() {
-        let values = Values::new(200);
-        let [mut one, mut two] = [Vec::new(), Vec::new()];
-        values.push(1, &mut one);
-        values.push(2, &mut two);
-        assert_eq!((one.len(), two.len()), (200, 200));
-        assert_ne!(one, two);
+        for (stuff, bytes) in [(Stuff::Letters, 200), (Stuff::Prose, 1024), (Stuff::Noise, 1024)] {
+            let values = Values::new(stuff, bytes);
+            let [mut one, mut two] = [Vec::new(), Vec::new()];
+            values.push(1, &mut one);
+            values.push(2, &mut two);
+            assert_eq!((one.len(), two.len()), (bytes, bytes));
+            assert!(one != two && values.are_text() == std::str::from_utf8(&one).is_ok());
+        }
     }
 }

@@ -27,7 +27,7 @@ use crate::{
     error::{Doing, Error, Result},
     figure::{Figure, Samples, number},
     floor::{disk, net},
-    load::{self, Answer, Outcome, Shape, Talk, Values},
+    load::{self, Answer, Outcome, Shape, Stuff, Talk, Values},
     peers::{self, redis::Redis, redis::Sets},
     process, progress,
 };
@@ -38,17 +38,20 @@ const PIPELINED: (u64, usize) = (256, 16);
 const OBJECTS: u64 = 16_384;
 /// The most that the journal syncs at once, in bytes.
 const GROUP_BYTES: usize = 1 << 20;
+/// How much the sequential writer writes.
+const SEQUENTIAL_BYTES: usize = 256 << 20;
 /// What an open loop asks, of what 64 clients reached.
 const OPEN_SHARE: f64 = 0.5;
 
 const fn load(name: &'static str, ack: AckLevel, bytes: usize, (changes, connections): (u64, usize)) -> Load {
-    Load { name, ack, bytes, changes, connections, http: false }
+    Load { name, ack, bytes, changes, connections, http: false, stuff: Stuff::Letters }
 }
 
 /// The figures that are plain load, and how each is taken: by native clients, and the first once more over HTTP.
-const LOADS: [Load; 6] = [
+const LOADS: [Load; 7] = [
     load("durable_pipelined_200b_per_s", AckLevel::Durable, 200, PIPELINED),
-    load("durable_pipelined_1k_per_s", AckLevel::Durable, 1024, PIPELINED),
+    Load { stuff: Stuff::Prose, ..load("durable_pipelined_1k_per_s", AckLevel::Durable, 1024, PIPELINED) },
+    Load { stuff: Stuff::Noise, ..load("durable_pipelined_1k_noise_per_s", AckLevel::Durable, 1024, PIPELINED) },
     load("durable_64_clients_per_s", AckLevel::Durable, 200, (1, 64)),
     load("durable_one_client_p50_us", AckLevel::Durable, 200, (1, 1)),
     load("async_one_client_p50_us", AckLevel::Async, 200, (1, 1)),
@@ -65,6 +68,7 @@ struct Load {
     changes: u64,
     connections: usize,
     http: bool,
+    stuff: Stuff,
 }
 
 impl Load {
@@ -83,18 +87,23 @@ impl Load {
 
     /// Unit, and how it was taken.
     fn unit(&self) -> String {
-        let Self { bytes, changes, connections, http, .. } = self;
+        let Self { changes, connections, http, .. } = self;
+        let bytes = match self.stuff {
+            Stuff::Letters => format!("{} B", self.bytes),
+            Stuff::Prose => format!("{} B of prose", self.bytes),
+            Stuff::Noise => format!("{} B of noise", self.bytes),
+        };
         match (self.is_rate(), http, changes) {
             (true, true, _) => {
-                format!("changes/s ({bytes} B, POST of {changes}, {connections} keep-alive connections)")
+                format!("changes/s ({bytes}, POST of {changes}, {connections} keep-alive connections)")
             }
             (true, false, 1) => {
-                format!("changes/s ({bytes} B, {connections} native clients, one change each under way)")
+                format!("changes/s ({bytes}, {connections} native clients, one change each under way)")
             }
             (true, false, _) => {
-                format!("changes/s ({bytes} B, {connections} native clients, {changes} each under way)")
+                format!("changes/s ({bytes}, {connections} native clients, {changes} each under way)")
             }
-            (false, ..) => format!("us ({bytes} B, 1 native client)"),
+            (false, ..) => format!("us ({bytes}, 1 native client)"),
         }
     }
 
@@ -113,6 +122,8 @@ struct Floor {
     synced_us: f64,
     /// Bytes a second that two writers sync, each.
     group_bytes_per_s: f64,
+    /// Bytes a second that one writer writes into a new file and syncs once.
+    sequential_bytes_per_s: f64,
 }
 
 impl Floor {
@@ -120,6 +131,7 @@ impl Floor {
         Ok(Self {
             round_trip_us: net::round_trip_p50_us(span)?,
             synced_us: disk::fdatasync_p50_us(dir, 2, 4096, span)?,
+            sequential_bytes_per_s: disk::sequential(dir, SEQUENTIAL_BYTES)?,
             group_bytes_per_s: disk::synced_per_s(dir, 2, GROUP_BYTES, span)? * GROUP_BYTES as f64,
         })
     }
@@ -130,6 +142,10 @@ impl Floor {
         match (load.is_rate(), load.ack, load.changes) {
             (true, _, 1) => {
                 ("floor 64 per round trip and fdatasync by two writers", load.connections as f64 * 1e6 / durable_us)
+            }
+            // Both members write it, to the one disk.
+            (true, ..) if load.stuff == Stuff::Noise => {
+                ("floor half of a sequential write", self.sequential_bytes_per_s / 2.0 / load.bytes as f64)
             }
             (true, _, _) => ("floor two writers syncing 1 MiB at once", self.group_bytes_per_s / load.bytes as f64),
             (false, AckLevel::Async, _) => ("floor round trip", self.round_trip_us),
@@ -219,8 +235,11 @@ fn take_redis(samples: &mut Samples, load: &Load, name: &str, redis: &Redis, spa
         (true, _) => true,
     };
     if fits {
-        let mut sets =
-            Sets { changes: load.changes, replicated: load.ack == AckLevel::Durable, values: Values::new(load.bytes) };
+        let mut sets = Sets {
+            changes: load.changes,
+            replicated: load.ack == AckLevel::Durable,
+            values: Values::new(load.stuff, load.bytes),
+        };
         let outcome = load::run(redis.socket(), &mut sets, load.shape(span))?;
         samples.hold_against(load.name, name, load.value(&outcome));
     }
@@ -274,8 +293,8 @@ struct Native {
 
 impl Native {
     fn new(load: &Load) -> Self {
-        let Load { changes, ack, bytes, .. } = *load;
-        Self { changes, ack, values: Values::new(bytes), value: Vec::new(), request: Vec::new() }
+        let Load { changes, ack, .. } = *load;
+        Self { changes, ack, values: Values::new(load.stuff, load.bytes), value: Vec::new(), request: Vec::new() }
     }
 }
 
@@ -302,8 +321,8 @@ impl Talk for Native {
             let path = format!("/BENCH/o{:06}", change % OBJECTS);
             self.value.clear();
             self.values.push(change, &mut self.value);
-            // Values are letters and digits.
-            let value = ValueRef::Text(std::str::from_utf8(&self.value).unwrap_or_default());
+            let text = self.values.are_text().then(|| std::str::from_utf8(&self.value).ok()).flatten();
+            let value = text.map_or(ValueRef::Bytes(&self.value), ValueRef::Text);
             let edit = AttributeEdit { name: "Value", how: How::Set, values: vec![value] };
             let put = Operation::Put { path: &path, class: Some("Bench"), replace: false, attributes: vec![edit] };
             self.request.clear();
@@ -342,7 +361,7 @@ impl Puts {
     fn new(load: &Load) -> Self {
         let ack = load.ack.name();
         let expected = format!(r#""level":"{ack}""#);
-        Self { changes: load.changes, ack, values: Values::new(load.bytes), body: Vec::new(), expected }
+        Self { changes: load.changes, ack, values: Values::new(load.stuff, load.bytes), body: Vec::new(), expected }
     }
 
     fn push_object(&mut self, change: u64, with_path: bool) {

@@ -120,10 +120,11 @@ impl Talk for Sets {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::load::Stuff;
 
     #[test]
     fn an_answer_is_whole_when_the_replica_has_spoken() {
-        let mut sets = Sets { changes: 2, replicated: true, values: Values::new(20) };
+        let mut sets = Sets { changes: 2, replicated: true, values: Values::new(Stuff::Letters, 20) };
         let mut out = Vec::new();
         sets.ask(1, &mut out);
         let text = String::from_utf8(out).unwrap();

@@ -231,11 +231,11 @@ impl Changes {
 /// About how many bytes an object is encoded in: no fewer, but for lists and names of unusual length.
 fn bytes_of(object: &Object) -> usize {
     let value = |value: &Value| match value {
-        Value::Text(text) => 3 + text.len(),
-        Value::Bytes(bytes) => 3 + bytes.len(),
+        Value::Text(text) => 4 + text.len(),
+        Value::Bytes(bytes) => 4 + bytes.len(),
         Value::Content { .. } => 42,
     };
-    let attribute = |one: &Attribute| 2 + one.name.len() + one.values.iter().map(value).sum::<usize>();
+    let attribute = |one: &Attribute| 5 + one.name.len() + one.values.iter().map(value).sum::<usize>();
     22 + object.path.as_str().len() + object.class.len() + object.attributes.iter().map(attribute).sum::<usize>()
 }
 
