@@ -2,7 +2,10 @@
 //!
 //! Always: published at most every [`super::PUBLISH_EVERY`], and at once when the role changes.
 
-use ringpair_core::{Instant, status::Status};
+use ringpair_core::{
+    Instant,
+    status::{PathStatus, Status},
+};
 use ringpair_wire::{control::Role, lane::PathKind};
 
 use super::{Stream, report};
@@ -76,7 +79,7 @@ impl Stream {
             warnings: &self.warnings,
             blockers,
             lag_ms,
-            counters: self.counters(),
+            counters: self.counters(core),
         };
         self.status.publish(report::status(core, self.node.switch_blockers(now), &parts));
     }
@@ -113,9 +116,10 @@ impl Stream {
         }
     }
 
-    pub(super) fn counters(&self) -> std::collections::BTreeMap<String, u64> {
+    fn counters(&self, core: &Status) -> std::collections::BTreeMap<String, u64> {
         let stats = self.transport.stats();
         let (bulk, ds, closed) = (self.bulk_traffic, self.writes.compression(), self.writes.closed());
+        let beats = |of: fn(&PathStatus) -> u64| core.paths.iter().map(of).sum();
         [
             ("strangers_refused", stats.refused_tls + stats.refused_hello + stats.strangers_oversize),
             ("strangers_gave_way", stats.strangers_gave_way),
@@ -124,6 +128,8 @@ impl Stream {
             ("lane_sent_bytes", stats.sent_bytes),
             ("heartbeats_sent", stats.heartbeats_sent),
             ("heartbeats_received", stats.heartbeats_received),
+            ("heartbeats_answered", beats(|path| path.answered)),
+            ("heartbeats_missed", beats(|path| path.missed)),
             ("heartbeats_refused", stats.heartbeats_forged + stats.heartbeats_replayed + stats.heartbeats_unknown_key),
             ("bulk_lane_received_bytes", bulk.received_bytes),
             ("bulk_lane_sent_bytes", bulk.sent_bytes),
