@@ -255,7 +255,7 @@ fn compare(pair: &Pair) -> Result<()> {
 }
 
 /// Changes by native clients: each a transaction by itself, several in one message.
-struct Native {
+pub(crate) struct Native {
     changes: u64,
     ack: AckLevel,
     values: Values,
@@ -265,7 +265,11 @@ struct Native {
 
 impl Native {
     fn new(load: &Load) -> Self {
-        let Load { changes, ack, bytes, .. } = *load;
+        Self::of(load.changes, load.ack, load.bytes)
+    }
+
+    /// `changes` in each message, with values of `bytes`, each to be answered at `ack`.
+    pub(crate) fn of(changes: u64, ack: AckLevel, bytes: usize) -> Self {
         Self { changes, ack, values: Values::new(bytes), value: Vec::new(), request: Vec::new() }
     }
 }
