@@ -17,15 +17,21 @@ use crate::{
     Plan,
     error::{Doing, Error, Result},
     figure::Figure,
-    floor, host, idle, page, process, qos, stream, tree,
+    floor, host, idle, latency, page, process, qos, stream, tree,
 };
 
 /// One scenario.
 type Scenario = fn(&Plan) -> Result<Vec<Figure>>;
 
 /// What can be measured.
-const SCENARIOS: [(&str, Scenario); 5] =
-    [("floor", floor::run), ("idle", idle::run), ("qos", qos::run), ("stream", stream::run), ("tree", tree::run)];
+const SCENARIOS: [(&str, Scenario); 6] = [
+    ("floor", floor::run),
+    ("idle", idle::run),
+    ("latency", latency::run),
+    ("qos", qos::run),
+    ("stream", stream::run),
+    ("tree", tree::run),
+];
 /// Runs without `--runs`, and with `--quick`.
 const RUNS: [usize; 2] = [5, 2];
 
@@ -33,7 +39,7 @@ const RUNS: [usize; 2] = [5, 2];
 #[derive(Debug, Parser)]
 #[command(name = "ringpair-bench", version)]
 struct Options {
-    /// floor, idle, qos, stream or tree; or report, which makes one HTML page of results
+    /// floor, idle, latency, qos, stream or tree; or report, which makes one HTML page of results
     scenario: String,
     /// The results that `report` shows
     files: Vec<PathBuf>,

@@ -10,6 +10,7 @@ pub mod figure;
 pub mod floor;
 pub mod host;
 pub mod idle;
+pub mod latency;
 pub mod load;
 pub mod page;
 pub mod peers;
