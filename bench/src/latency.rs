@@ -52,22 +52,30 @@ pub fn run(plan: &Plan) -> Result<Vec<Figure>> {
     let backup = pair.peer_of(active);
     let dir = tempfile::TempDir::with_prefix("ringpair-latency-").doing("a temporary directory")?;
     let redis = if peers::offers(plan.peers, "redis-server") { Some(Redis::start(dir.path(), false)?) } else { None };
-    let changes = if plan.quick { 300 } else { 3000_u64 };
+    let count = if plan.quick { 300 } else { 3000_u64 };
     let mut samples = Samples::default();
     for run in 1..=plan.runs {
         // No value comes twice, or the one of an earlier run would pass for it.
-        let first = run as u64 * changes;
-        let changes = first..first + changes;
+        let first = run as u64 * count;
+        let changes = first..first + count;
         let mut native = Native::of(1, AckLevel::Received, BYTES);
         let seen =
             visible(&mut native, &active.socket(), &Http { path: "/BENCH/o" }, &backup.socket(), changes.clone())?;
         say(run, plan, "ringpair", &seen);
-        QUANTILES.iter().for_each(|(name, quantile)| samples.add(name, us(&seen, *quantile)));
+        let alone = asking(&Http { path: "/BENCH/o" }, &backup.socket(), changes.start, plan)?;
+        for (name, quantile) in QUANTILES {
+            samples.add(name, us(&seen, quantile));
+            samples.hold_against(name, "floor one GET on the backup", us(&alone, quantile));
+        }
         if let Some(redis) = &redis {
             let mut sets = Sets { changes: 1, replicated: false, values: Values::new(BYTES) };
-            let seen = visible(&mut sets, redis.socket(), &Resp, redis.replica_socket(), changes)?;
+            let seen = visible(&mut sets, redis.socket(), &Resp, redis.replica_socket(), changes.clone())?;
             say(run, plan, "redis", &seen);
-            QUANTILES.iter().for_each(|(name, quantile)| samples.hold_against(name, "redis", us(&seen, *quantile)));
+            let alone = asking(&Resp, redis.replica_socket(), changes.start, plan)?;
+            for (name, quantile) in QUANTILES {
+                samples.hold_against(name, "redis", us(&seen, quantile));
+                samples.hold_against(name, "floor one GET on redis' replica", us(&alone, quantile));
+            }
         }
     }
     pair.wait_in_sync();
@@ -142,6 +150,19 @@ fn connect(socket: &Path) -> Result<UnixStream> {
     let stream = UnixStream::connect(socket).doing(&format!("connecting to {}", socket.display()))?;
     stream.set_read_timeout(Some(PATIENCE)).doing("a socket")?;
     Ok(stream)
+}
+
+/// How long asking takes by itself, in nanoseconds, for an object that is there.
+fn asking(look: &impl Look, reads: &Path, number: u64, plan: &Plan) -> Result<Histogram<u64>> {
+    let (mut reader, mut seen, mut question, mut answer) = (connect(reads)?, histogram()?, Vec::new(), Vec::new());
+    look.ask(number, &mut question);
+    for _ in 0..if plan.quick { 300 } else { 3000 } {
+        let start = Instant::now();
+        reader.write_all(&question).doing("asking the other side")?;
+        read_until(&mut reader, &mut answer, |bytes| look.is_whole(bytes))?;
+        seen.saturating_record(nanoseconds(start.elapsed()));
+    }
+    Ok(seen)
 }
 
 /// How long each of `changes` takes, in nanoseconds, from before it is sent to `writes` until `reads` gives it.

@@ -4,7 +4,13 @@
 //! Always: both connections go over the narrow link; the file that saturates it does not shrink; changes are due at a fixed
 //! rate and count from then. Never: a classifier's figures when one of its classes carried nothing.
 
-use std::{fs, path::PathBuf, process::Command, thread, time::Duration};
+use std::{
+    fs,
+    path::PathBuf,
+    process::Command,
+    thread,
+    time::{Duration, Instant},
+};
 
 use hdrhistogram::Histogram;
 use ringpair_tests::pair::{Network, Options, Pair};
@@ -55,6 +61,8 @@ struct Seen {
     received: Outcome,
     ping: Histogram<u64>,
     missed: u64,
+    /// Missed before the span, while bulk began.
+    missed_first: u64,
     bulk_bytes_per_s: f64,
 }
 
@@ -180,7 +188,7 @@ fn events(pair: &Pair) -> Result<(u64, u64)> {
 fn say(which: &str, idle: &Seen, loaded: &Seen) {
     let ping = |seen: &Seen| seen.ping.value_at_quantile(0.99);
     progress(&format!(
-        "qos: {which}: ds p50 {:.0} / {:.0} us, p99 {:.0} / {:.0} us, ping p99 {} / {} us, missed {} / {}, bulk {:.0} bytes/s",
+        "qos: {which}: ds p50 {:.0} / {:.0} us, p99 {:.0} / {:.0} us, ping p99 {} / {} us, missed {} / {} + {}, bulk {:.0} bytes/s",
         idle.durable.latency_us(0.5),
         loaded.durable.latency_us(0.5),
         idle.durable.latency_us(0.99),
@@ -188,6 +196,7 @@ fn say(which: &str, idle: &Seen, loaded: &Seen) {
         ping(idle),
         ping(loaded),
         idle.missed,
+        loaded.missed_first,
         loaded.missed,
         loaded.bulk_bytes_per_s
     ));
@@ -206,6 +215,7 @@ fn add(samples: &mut Samples, prefix: &str, idle: &Seen, loaded: &Seen) {
         samples.hold_against(&name, "idle", idle);
     }
     samples.add(&format!("{prefix}heartbeat_missed_count"), loaded.missed as f64);
+    samples.add(&format!("{prefix}heartbeat_missed_at_start_count"), loaded.missed_first as f64);
     samples.add(&format!("{prefix}idle_heartbeat_missed_count"), idle.missed as f64);
 }
 
@@ -218,6 +228,7 @@ fn figures(samples: &Samples) -> Result<Vec<Figure>> {
             ("ds_received_p99_us", &changes),
             ("ping_p99_us", "us (newest round trip in each status of the active, both connections)"),
             ("heartbeat_missed_count", "of the active's, not answered within H, both connections"),
+            ("heartbeat_missed_at_start_count", "the same while bulk began, before anything else was measured"),
             ("idle_heartbeat_missed_count", "the same at rest"),
         ] {
             figures.extend(samples.figures(&format!("{prefix}{name}"), unit)?);
@@ -321,6 +332,7 @@ impl Behind {
 
     /// Looks at the pair for `span` while changes come, with the bulk lane saturated or at rest.
     fn watch(&mut self, span: Duration, saturated: bool) -> Result<Seen> {
+        let first = self.missed()?;
         if saturated {
             let start = self.received()?;
             self.feed()?;
@@ -333,7 +345,7 @@ impl Behind {
         thread::scope(|scope| {
             let durable = scope.spawn(|| write(AckLevel::Durable));
             let received = scope.spawn(|| write(AckLevel::Received));
-            let start = (std::time::Instant::now(), self.received()?, self.missed()?);
+            let start = (Instant::now(), self.received()?, self.missed()?);
             let mut ping = histogram()?;
             let mut answered = [0, 0];
             while !durable.is_finished() || !received.is_finished() {
@@ -348,7 +360,8 @@ impl Behind {
             let bulk_bytes_per_s = (self.received()? - start.1) / start.0.elapsed().as_secs_f64();
             let died = |_| Err(Error::Failed("the load died".into()));
             let (durable, received) = (durable.join().unwrap_or_else(died)?, received.join().unwrap_or_else(died)?);
-            Ok(Seen { durable, received, ping, missed: self.missed()? - start.2, bulk_bytes_per_s })
+            let (missed, missed_first) = (self.missed()? - start.2, start.2 - first);
+            Ok(Seen { durable, received, ping, missed, missed_first, bulk_bytes_per_s })
         })
     }
 

@@ -258,6 +258,8 @@ fn compare(pair: &Pair) -> Result<()> {
 pub(crate) struct Native {
     changes: u64,
     ack: AckLevel,
+    /// Whether the answers of an active that is alone count.
+    alone: bool,
     values: Values,
     value: Vec<u8>,
     request: Vec<u8>,
@@ -270,7 +272,14 @@ impl Native {
 
     /// `changes` in each message, with values of `bytes`, each to be answered at `ack`.
     pub(crate) fn of(changes: u64, ack: AckLevel, bytes: usize) -> Self {
-        Self { changes, ack, values: Values::new(bytes), value: Vec::new(), request: Vec::new() }
+        Self { changes, ack, alone: false, values: Values::new(bytes), value: Vec::new(), request: Vec::new() }
+    }
+}
+
+impl Native {
+    /// As it is, but an active that is alone may answer as well.
+    pub(crate) fn even_alone(self) -> Self {
+        Self { alone: true, ..self }
     }
 }
 
@@ -315,7 +324,9 @@ impl Talk for Native {
             && let Some(message) = bytes.get(at..at + end)
         {
             match Said::parse(message).map_err(|error| wrong(error.to_string()))? {
-                Said::Reached(said) if said.level == self.ack && !said.alone => reached += u64::from(said.count),
+                Said::Reached(said) if (said.level == self.ack && !said.alone) || (said.alone && self.alone) => {
+                    reached += u64::from(said.count)
+                }
                 other => return Err(wrong(format!("{other:?}"))),
             }
             at += end;
