@@ -113,6 +113,8 @@ pub struct ConnectionStatus {
     /// The mark that the peer's newest heartbeat arrived with (OPS-197): another than it was sent with, where the path
     /// changes marks. `None` before the first.
     pub received_dscp: Option<u8>,
+    /// The marks that the peer's newest probes of its ds and bulk lane arrived with (OPS-197), by lane.
+    pub received_lanes: BTreeMap<String, u8>,
     /// The marks of all lanes there, read back.
     pub lanes: BTreeMap<String, u8>,
     /// What the lanes' sockets say of themselves, by lane.

@@ -180,6 +180,39 @@ impl Network {
         }
     }
 
+    /// Runs `nft` with `rules` on `host` 0 (A) or 1 (B).
+    ///
+    /// # Errors
+    /// What it refused, or that it is not there.
+    pub fn nft(&self, host: usize, rules: &str) -> Result<(), String> {
+        let name = &self.names[host];
+        let output = Command::new("ip").args(["netns", "exec", name, "nft", rules]).output();
+        match output {
+            Ok(output) if output.status.success() => Ok(()),
+            Ok(output) => Err(format!("nft {rules}: {}", String::from_utf8_lossy(&output.stderr).trim())),
+            Err(error) => Err(format!("ip cannot be run: {error}")),
+        }
+    }
+
+    /// Loses everything at `host` that bears the mark `dscp` (as nft names it), both ways and silently, until
+    /// [`Self::keep_all`].
+    ///
+    /// # Errors
+    /// As [`Self::nft`].
+    pub fn lose(&self, host: usize, dscp: &str) -> Result<(), String> {
+        let chain =
+            |name: &str| format!("chain {name} {{ type filter hook {name} priority 0\n ip dscp {dscp} drop\n }}\n");
+        self.nft(host, &format!("table inet lost {{\n {} {} }}", chain("input"), chain("output")))
+    }
+
+    /// Ends [`Self::lose`].
+    ///
+    /// # Errors
+    /// As [`Self::nft`].
+    pub fn keep_all(&self, host: usize) -> Result<(), String> {
+        self.nft(host, "delete table inet lost")
+    }
+
     /// Cuts both cables. Silently: whoever sends is told nothing.
     ///
     /// # Panics
