@@ -130,6 +130,12 @@ pub(super) fn tune(fd: &impl AsFd, options: &LaneOptions) {
     note("TCP_NODELAY", setsockopt(fd, sockopt::TcpNoDelay, &true));
     let timeout = u32::try_from(options.user_timeout.as_millis()).unwrap_or(u32::MAX);
     note("TCP_USER_TIMEOUT", setsockopt(fd, sockopt::TcpUserTimeout, &timeout));
+    // Who only receives has nothing unacknowledged, and would keep a connection for ever that the path has forgotten. The
+    // kernel asks by itself, and its patience is the same.
+    let half = u32::try_from(options.user_timeout.as_secs() / 2).unwrap_or(u32::MAX).max(1);
+    note("TCP_KEEPIDLE", setsockopt(fd, sockopt::TcpKeepIdle, &half));
+    note("TCP_KEEPINTVL", setsockopt(fd, sockopt::TcpKeepInterval, &half));
+    note("SO_KEEPALIVE", setsockopt(fd, sockopt::KeepAlive, &true));
     if let Some(lowat) = options.notsent_lowat_bytes {
         note("TCP_NOTSENT_LOWAT", TcpNotsentLowat.set(fd, &lowat));
     }
