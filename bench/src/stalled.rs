@@ -5,9 +5,7 @@
 //! trees must be equal again. Never: a figure of a load that was refused for another reason than back-pressure.
 
 use std::{
-    fs,
-    process::Command,
-    thread,
+    fs, thread,
     time::{Duration, Instant},
 };
 
@@ -64,24 +62,14 @@ impl Stall {
     fn begin(self, pair: &Pair, network: &Network) -> Result<()> {
         match self {
             Self::Frozen => signal(pair, Signal::SIGSTOP),
-            Self::Cut => {
-                let drops = "table inet stall {
-                    chain in { type filter hook input priority 0
-                        ip dscp af31 drop
-                    }
-                    chain out { type filter hook output priority 0
-                        ip dscp af31 drop
-                    }
-                }";
-                nft(network.namespace(&pair.b), drops)
-            }
+            Self::Cut => network.lose(1, "af31").map_err(Error::Failed),
         }
     }
 
     fn end(self, pair: &Pair, network: &Network) -> Result<()> {
         match self {
             Self::Frozen => signal(pair, Signal::SIGCONT),
-            Self::Cut => nft(network.namespace(&pair.b), "delete table inet stall"),
+            Self::Cut => network.keep_all(1).map_err(Error::Failed),
         }
     }
 }
@@ -91,12 +79,6 @@ fn signal(pair: &Pair, signal: Signal) -> Result<()> {
         true => Ok(()),
         false => Err(Error::Failed(format!("the backup is not there\n{}", pair.logs()))),
     }
-}
-
-fn nft(namespace: &str, rules: &str) -> Result<()> {
-    let mut command = Command::new("ip");
-    command.args(["netns", "exec", namespace, "nft", rules]);
-    process::run(&mut command, Duration::from_secs(10)).map(|_| ())
 }
 
 /// What the members showed during a span of load.
