@@ -27,6 +27,10 @@ use crate::{
 const JOURNAL_MAX_BYTES: u64 = 256 << 20;
 /// Beyond it the segment that is being written, and the one that is prepared.
 const SEGMENTS_BYTES: u64 = 2 * (16 << 20);
+/// What is written on until the state is saved without the oldest segment: saved each second then, one save under way.
+const TRIMMED_WITHIN: Duration = Duration::from_secs(3);
+/// What a change of 200 bytes takes in the journal.
+const RECORD_BYTES: f64 = 256.0;
 /// What a member may hold for a peer that takes nothing, as its queues are bounded: the ds lane (16 MiB) and the bulk lane
 /// (8 MiB), frames kept for the stream (2 MiB), a group of the journal that is written and one that gathers (1 MiB each),
 /// what native clients have sent (1.1 MiB each of 16), and what the allocator keeps of pages that were free a moment ago.
@@ -187,7 +191,9 @@ fn add(
         let unit = "MiB a second, over the last half";
         figure(format!("{which}_slope_{letter}_mib_per_s"), unit, during.slope(member), None);
     }
-    let bound = Some(("bound journal_max_bytes and two segments", (JOURNAL_MAX_BYTES + SEGMENTS_BYTES) as f64));
+    let more = during.outcome.per_s() * PIPELINED.0 as f64 * RECORD_BYTES * TRIMMED_WITHIN.as_secs_f64();
+    let bound = (JOURNAL_MAX_BYTES + SEGMENTS_BYTES) as f64 + more;
+    let bound = Some(("bound journal_max_bytes, two segments, and three seconds of changes", bound));
     figure(format!("{which}_journal_bytes"), "bytes (the active's journal, most)", during.journal_bytes, bound);
     let rate = |seen: &Seen| seen.outcome.per_s() * PIPELINED.0 as f64;
     figure(format!("{which}_per_s"), "changes/s (200 B, 16 clients)", rate(during), Some(("peer there", rate(before))));
