@@ -18,15 +18,22 @@ use crate::{
     Plan,
     error::{Doing, Error, Result},
     figure::Figure,
-    floor, host, idle, page, process, stream, tree,
+    floor, host, idle, latency, page, process, qos, stalled, stream, tree,
 };
 
 /// One scenario.
 type Scenario = fn(&Plan) -> Result<Vec<Figure>>;
 
 /// What can be measured.
-const SCENARIOS: [(&str, Scenario); 4] =
-    [("floor", floor::run), ("idle", idle::run), ("stream", stream::run), ("tree", tree::run)];
+const SCENARIOS: [(&str, Scenario); 7] = [
+    ("floor", floor::run),
+    ("idle", idle::run),
+    ("latency", latency::run),
+    ("qos", qos::run),
+    ("stalled", stalled::run),
+    ("stream", stream::run),
+    ("tree", tree::run),
+];
 /// Runs without `--runs`, and with `--quick`.
 const RUNS: [usize; 2] = [5, 2];
 
@@ -34,7 +41,7 @@ const RUNS: [usize; 2] = [5, 2];
 #[derive(Debug, Parser)]
 #[command(name = "ringpair-bench", version)]
 struct Options {
-    /// floor, idle, stream or tree; or report, which makes one HTML page of results
+    /// floor, idle, latency, qos, stalled, stream or tree; or report, which makes one HTML page of results
     scenario: String,
     /// The results that `report` shows
     files: Vec<PathBuf>,

@@ -162,7 +162,7 @@ fn wake_ups(task: &str) -> Option<f64> {
 }
 
 /// Proportional set size of a member's two processes.
-fn memory_mib(member: &Member) -> Result<f64> {
+pub(crate) fn memory_mib(member: &Member) -> Result<f64> {
     let mut kib = 0.0;
     for pid in [member.supervisor_pid(), member.worker_pid()].into_iter().flatten() {
         let rollup = fs::read_to_string(format!("/proc/{pid}/smaps_rollup")).doing("a member's memory")?;

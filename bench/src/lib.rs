@@ -10,10 +10,13 @@ pub mod figure;
 pub mod floor;
 pub mod host;
 pub mod idle;
+pub mod latency;
 pub mod load;
 pub mod page;
 pub mod peers;
 pub mod process;
+pub mod qos;
+pub mod stalled;
 pub mod stream;
 pub mod tree;
 

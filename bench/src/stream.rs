@@ -283,9 +283,11 @@ fn compare(pair: &Pair) -> Result<()> {
 }
 
 /// Changes by native clients: each a transaction by itself, several in one message.
-struct Native {
+pub(crate) struct Native {
     changes: u64,
     ack: AckLevel,
+    /// Whether the answers of an active that is alone count.
+    alone: bool,
     values: Values,
     value: Vec<u8>,
     request: Vec<u8>,
@@ -293,8 +295,17 @@ struct Native {
 
 impl Native {
     fn new(load: &Load) -> Self {
-        let Load { changes, ack, .. } = *load;
-        Self { changes, ack, values: Values::new(load.stuff, load.bytes), value: Vec::new(), request: Vec::new() }
+        Self::of(load.changes, load.ack, Values::new(load.stuff, load.bytes))
+    }
+
+    /// `changes` in each message, with these values, each to be answered at `ack`.
+    pub(crate) fn of(changes: u64, ack: AckLevel, values: Values) -> Self {
+        Self { changes, ack, alone: false, values, value: Vec::new(), request: Vec::new() }
+    }
+
+    /// As it is, but an active that is alone may answer as well.
+    pub(crate) fn even_alone(self) -> Self {
+        Self { alone: true, ..self }
     }
 }
 
@@ -339,7 +350,9 @@ impl Talk for Native {
             && let Some(message) = bytes.get(at..at + end)
         {
             match Said::parse(message).map_err(|error| wrong(error.to_string()))? {
-                Said::Reached(said) if said.level == self.ack && !said.alone => reached += u64::from(said.count),
+                Said::Reached(said) if (said.level == self.ack && !said.alone) || (said.alone && self.alone) => {
+                    reached += u64::from(said.count)
+                }
                 other => return Err(wrong(format!("{other:?}"))),
             }
             at += end;

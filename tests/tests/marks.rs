@@ -6,7 +6,7 @@
 
 use std::{collections::BTreeMap, fs};
 
-use ringpair_tests::pair::{Capture, Endpoint, Family, Network, Options, Packet, Pair, wait_until};
+use ringpair_tests::pair::{Capture, Endpoint, Family, Member, Network, Options, Packet, Pair, wait_until};
 
 /// TLS's records of a handshake and of what is encrypted.
 const HANDSHAKE: u8 = 22;
@@ -86,8 +86,11 @@ fn check(packets: &[Packet], network: &Network) -> BTreeMap<(String, char), usiz
         }
     }
     for packet in packets.iter().filter(|packet| !packet.tcp && packet.to.1 == packet.from.1) {
-        assert_eq!(packet.dscp, AF41, "a heartbeat of {}", speaker(packet));
-        *seen.entry(("heartbeat".into(), speaker(packet))).or_default() += 1;
+        // A probe bears the mark that it asks about.
+        let probe = packet.payload.get(4) == Some(&2);
+        let (kind, wanted): (&str, &[u8]) = if probe { ("probe", &[AF31, LE]) } else { ("heartbeat", &[AF41]) };
+        assert!(wanted.contains(&packet.dscp), "a {kind} of {} bears {}", speaker(packet), packet.dscp);
+        *seen.entry((kind.into(), speaker(packet))).or_default() += 1;
     }
     seen
 }
@@ -120,7 +123,7 @@ fn marks_of(family: Family) {
     wait_until(&format!("the file is on the backup\n{}", pair.logs()), || {
         fs::read(&copy).is_ok_and(|copied| copied == content)
     });
-    let lanes = ["heartbeat", "ringpair/bulk", "ringpair/ds", "ringpair/ping"];
+    let lanes = ["heartbeat", "probe", "ringpair/bulk", "ringpair/ds", "ringpair/ping"];
     wait_until("every lane was used both ways", || {
         let seen = check(&capture.packets(), &network);
         lanes.iter().all(|lane| ['A', 'B'].iter().all(|speaker| seen.contains_key(&((*lane).to_owned(), *speaker))))
@@ -128,6 +131,54 @@ fn marks_of(family: Family) {
     println!("{family:?}: packets by lane and sender: {:?}", check(&capture.packets(), &network));
     let status = pair.a.status().unwrap_or_default();
     assert_eq!(status["connections"]["main"]["dscp"], AF41, "and the status says so");
+}
+
+/// The path to B clears one lane's mark: B names it, and A, to whom nothing is changed, names none.
+fn a_changed_mark_is_named(lane: &str, mark: &str, number: u8) {
+    let network = match Network::new(Family::V4) {
+        Ok(network) => network,
+        Err(why) => return println!("skipped: {why}"),
+    };
+    let rules = format!(
+        "table inet changes {{
+            chain comes {{ type filter hook prerouting priority -150
+                ip dscp {number} ip dscp set cs0
+            }}
+        }}"
+    );
+    if let Err(why) = network.nft(1, &rules) {
+        return println!("skipped: {why}");
+    }
+    let pair = Pair::start(&Options { places: Some(network.places()), ..Options::default() });
+    pair.wait_in_sync();
+    let shown = |member: &Member| {
+        let status = member.status().unwrap_or_default();
+        let arrived = ["main", "aux"].map(|path| status["connections"][path]["received_lanes"][lane].as_u64());
+        (arrived, status["warnings"].to_string())
+    };
+    wait_until("B names what arrives otherwise", || {
+        let (arrived, warnings) = shown(&pair.b);
+        let named = format!("{lane} on main: CS0, not {mark}");
+        arrived == [Some(0); 2] && warnings.contains("lane-marks-changed") && warnings.contains(&named)
+    });
+    wait_until("A has them as they left", || shown(&pair.a).0 == [Some(number.into()); 2]);
+    assert!(!shown(&pair.a).1.contains("marks-changed"), "{:?}", shown(&pair.a));
+    // The other lanes' marks are as they were.
+    assert!(!shown(&pair.b).1.contains(if lane == "ds" { "bulk on" } else { "ds on" }), "{:?}", shown(&pair.b));
+    assert_eq!(network.nft(1, "delete table inet changes"), Ok(()));
+    wait_until("the warning goes", || !shown(&pair.b).1.contains("marks-changed"));
+}
+
+// REQ: OPS-197
+#[test]
+fn a_path_that_changes_the_mark_of_bulk_is_named() {
+    a_changed_mark_is_named("bulk", "LE", LE);
+}
+
+// REQ: OPS-197
+#[test]
+fn a_path_that_changes_the_mark_of_ds_is_named() {
+    a_changed_mark_is_named("ds", "AF31", AF31);
 }
 
 // REQ: REP-304

@@ -193,9 +193,20 @@ fn read_stamp(r: &mut Reader<'_>) -> Result<Stamp, DecodeError> {
     Ok(Stamp { number: r.u64("heartbeat.number")?, sent_us: r.u64("heartbeat.sent_us")? })
 }
 
-/// The clear part of a sealed heartbeat; authenticated as associated data, not encrypted.
+/// What a sealed datagram is: the version in its clear part. Who does not know one drops it unread (W-61).
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub enum SealedKind {
+    /// A [`Heartbeat`].
+    Heartbeat = 1,
+    /// A [`Probe`](crate::probe::Probe) of a mark.
+    Probe = 2,
+}
+
+/// The clear part of a sealed datagram; authenticated as associated data, not encrypted.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub struct SealedHeader {
+    /// What is sealed.
+    pub kind: SealedKind,
     /// Which exported key seals it.
     pub key_id: u64,
     /// The nonce's counter: never twice under one key.
@@ -208,7 +219,7 @@ impl SealedHeader {
     pub fn to_bytes(self) -> [u8; SEALED_HEADER_BYTES] {
         let mut bytes = [0; SEALED_HEADER_BYTES];
         bytes[..4].copy_from_slice(&MAGIC);
-        bytes[4] = HEARTBEAT_VERSION;
+        bytes[4] = self.kind as u8;
         bytes[8..16].copy_from_slice(&self.key_id.to_le_bytes());
         bytes[16..].copy_from_slice(&self.counter.to_le_bytes());
         bytes
@@ -228,11 +239,12 @@ impl SealedHeader {
             let got = u32::from_le_bytes(magic).into();
             return Err(DecodeError::Tag { what: "sealed.magic", got, expected: "\"RPHB\"" });
         }
-        let version = r.u32("sealed.version")?;
-        if version != u32::from(HEARTBEAT_VERSION) {
-            return Err(DecodeError::Tag { what: "sealed.version", got: version.into(), expected: "1" });
-        }
-        let header = Self { key_id: r.u64("sealed.key_id")?, counter: r.u64("sealed.counter")? };
+        let kind = match r.u32("sealed.version")? {
+            1 => SealedKind::Heartbeat,
+            2 => SealedKind::Probe,
+            got => return Err(DecodeError::Tag { what: "sealed.version", got: got.into(), expected: "1 or 2" }),
+        };
+        let header = Self { kind, key_id: r.u64("sealed.key_id")?, counter: r.u64("sealed.counter")? };
         Ok((header, r.raw("sealed.body", PLAIN_BYTES + TAG_BYTES)?))
     }
 }
@@ -266,7 +278,10 @@ mod tests {
         let bytes = sample().to_bytes();
         assert_eq!(bytes.len(), PLAIN_BYTES);
         golden("heartbeat", &bytes);
-        golden("heartbeat_sealed_header", &SealedHeader { key_id: 0x0102_0304, counter: 5 }.to_bytes());
+        golden(
+            "heartbeat_sealed_header",
+            &SealedHeader { kind: SealedKind::Heartbeat, key_id: 0x0102_0304, counter: 5 }.to_bytes(),
+        );
     }
 
     #[test]
@@ -304,7 +319,7 @@ mod tests {
 
     #[test]
     fn an_envelope_of_another_length_magic_or_version_is_refused_w61() {
-        let header = SealedHeader { key_id: u64::MAX, counter: 3 };
+        let header = SealedHeader { kind: SealedKind::Probe, key_id: u64::MAX, counter: 3 };
         let mut datagram = header.to_bytes().to_vec();
         datagram.extend_from_slice(&[9; PLAIN_BYTES + TAG_BYTES]);
         assert_eq!(SealedHeader::parse(&datagram), Ok((header, &[9; PLAIN_BYTES + TAG_BYTES][..])));

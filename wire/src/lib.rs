@@ -22,6 +22,7 @@ pub mod lane;
 pub mod mirror;
 mod mirror_codec;
 mod mirror_path;
+pub mod probe;
 pub mod record;
 pub mod resync;
 pub mod usual;

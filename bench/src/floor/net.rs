@@ -1,4 +1,5 @@
-//! What TCP over loopback does, with blocking calls: throughput, round trips, a file from tmpfs to tmpfs.
+//! What TCP over loopback, or from one namespace to another, does, with blocking calls: throughput, round trips, a file
+//! from tmpfs to tmpfs.
 //!
 //! Always: two threads, one connection, Nagle's delay off. Never: a read that waits for more than `PATIENCE`.
 
@@ -10,6 +11,8 @@ use std::{
     time::{Duration, Instant},
 };
 
+use nix::sched::{CloneFlags, setns};
+use ringpair_tests::pair::Network;
 use tempfile::TempDir;
 
 use super::{
@@ -20,6 +23,8 @@ use crate::error::{Doing, Error, Result};
 
 /// The longest that one end waits for the other.
 const PATIENCE: Duration = Duration::from_secs(20);
+/// Where a stream between namespaces is received.
+const STREAM_PORT: u16 = 5201;
 const PIECE_BYTES: usize = 64 << 10;
 const FILE_PIECE_BYTES: usize = 256 << 10;
 const MESSAGE_BYTES: usize = 100;
@@ -48,6 +53,65 @@ fn both<T>(near: impl FnOnce() -> io::Result<T>, far: impl FnOnce() -> io::Resul
         far.join().unwrap_or_else(died).doing(what)?;
         result
     })
+}
+
+/// Bytes a second of one plain TCP stream from A to B over the main cable of `network`, once it has run for a while.
+///
+/// # Errors
+/// When a call fails.
+pub fn stream_between(network: &Network, span: Duration) -> Result<f64> {
+    /// The first share of the span, which is slow start's.
+    const FIRST: u32 = 5;
+    let [near, far] = network.places();
+    let address = (far.main.ip(), STREAM_PORT);
+    let (listening, listens) = std::sync::mpsc::channel();
+    let receive = move || {
+        enter(&far.namespace)?;
+        let listener = TcpListener::bind(address)?;
+        // Whoever waits is gone only after a failure of its own.
+        let _ = listening.send(());
+        let (mut stream, _) = listener.accept()?;
+        stream.set_read_timeout(Some(PATIENCE))?;
+        let (mut piece, mut bytes, start) = (vec![0; PIECE_BYTES], 0, Instant::now());
+        let mut counted = None;
+        while start.elapsed() < span {
+            match stream.read(&mut piece)? {
+                0 => return Err(io::Error::other("the stream ended early")),
+                more => bytes += more,
+            }
+            if start.elapsed() > span / FIRST {
+                counted.get_or_insert((bytes, Instant::now()));
+            }
+        }
+        let (before, since) = counted.ok_or_else(|| io::Error::other("nothing came over the cable"))?;
+        Ok((bytes - before) as f64 / since.elapsed().as_secs_f64())
+    };
+    let send = move || {
+        enter(&near.namespace)?;
+        let mut stream = TcpStream::connect(address)?;
+        stream.set_write_timeout(Some(PATIENCE))?;
+        let piece = vec![0; PIECE_BYTES];
+        // Ends when the other side closes.
+        while stream.write_all(&piece).is_ok() {}
+        Ok(())
+    };
+    // Each thread is in a namespace of its own.
+    std::thread::scope(|scope| {
+        let receiver = scope.spawn(receive);
+        if listens.recv_timeout(PATIENCE).is_ok() {
+            let sender = scope.spawn(send);
+            let died = |_| Err(io::Error::other("the sender died"));
+            sender.join().unwrap_or_else(died).doing("a stream between namespaces")?;
+        }
+        receiver
+            .join()
+            .unwrap_or_else(|_| Err(io::Error::other("the receiver died")))
+            .doing("a stream between namespaces")
+    })
+}
+
+fn enter(namespace: &str) -> io::Result<()> {
+    setns(File::open(format!("/run/netns/{namespace}"))?, CloneFlags::CLONE_NEWNET).map_err(io::Error::from)
 }
 
 /// Bytes a second in pieces of 64 KiB, from the first to the last one read.

@@ -28,6 +28,7 @@ pub struct Redis {
     _replica: Server,
     _master: Server,
     socket: PathBuf,
+    replica_socket: PathBuf,
 }
 
 impl Redis {
@@ -50,17 +51,24 @@ impl Redis {
         let kind = if fsync { "fsync" } else { "plain" };
         let (master, socket) = start(&format!("master-{kind}"), port, &[])?;
         let of = port.to_string();
-        let (replica, _) = start(&format!("replica-{kind}"), free_port()?, &["--replicaof", "127.0.0.1", &of])?;
+        let (replica, replica_socket) =
+            start(&format!("replica-{kind}"), free_port()?, &["--replicaof", "127.0.0.1", &of])?;
         wait_for("redis' replica follows", PATIENCE, || {
             info(&socket).ok().filter(|text| text.contains("state=online"))
         })?;
-        Ok(Self { _replica: replica, _master: master, socket })
+        Ok(Self { _replica: replica, _master: master, socket, replica_socket })
     }
 
     /// Where the master is asked.
     #[must_use]
     pub fn socket(&self) -> &Path {
         &self.socket
+    }
+
+    /// Where the replica is asked.
+    #[must_use]
+    pub fn replica_socket(&self) -> &Path {
+        &self.replica_socket
     }
 }
 

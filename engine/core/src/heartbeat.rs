@@ -3,7 +3,7 @@
 //! Always: an answer that repeats a held right is a promise, kept in `promised_until`. Never: a promise once a promotion
 //! is decided, nor to an epoch below the highest seen.
 
-use std::time::Duration;
+use std::{collections::VecDeque, time::Duration};
 
 use ringpair_wire::{
     control::{Control, Role},
@@ -20,13 +20,50 @@ const MEMORY: Duration = Duration::from_secs(60);
 const MAX_EPOCH: Epoch = Epoch(1 << 62);
 
 /// One of the two paths.
-#[derive(Clone, Copy, Debug, Default)]
+#[derive(Clone, Debug, Default)]
 pub(crate) struct Link {
     pub ping_up: bool,
     /// The newest heartbeat on the present connection.
     pub heard: Option<(Stamp, Instant)>,
     pub rtt: Option<Duration>,
+    pub answers: Answers,
     sent: u64,
+}
+
+/// Which of the active's own heartbeats on one path were answered within H, and how many were not. Counted from the
+/// first answer of a connection on: before that nobody follows there.
+#[derive(Clone, Debug, Default)]
+pub(crate) struct Answers {
+    pub in_time: u64,
+    pub missed: u64,
+    follows: bool,
+    /// By number, none older than H.
+    awaited: VecDeque<(u64, Instant)>,
+}
+
+impl Answers {
+    /// The heartbeat `number` leaves; what is older than `heartbeat` and still awaited was missed.
+    fn asked(&mut self, number: u64, now: Instant, heartbeat: Duration) {
+        while self.awaited.pop_front_if(|(_, at)| now.since(*at) >= heartbeat).is_some() {
+            self.missed += u64::from(self.follows);
+        }
+        self.awaited.push_back((number, now));
+    }
+
+    /// The heartbeat `number` is answered.
+    fn answered(&mut self, number: u64, now: Instant, heartbeat: Duration) {
+        self.follows = true;
+        let Some(index) = self.awaited.iter().position(|(awaited, _)| *awaited == number) else { return };
+        if let Some((_, at)) = self.awaited.remove(index) {
+            let counted = if now.since(at) <= heartbeat { &mut self.in_time } else { &mut self.missed };
+            *counted += 1;
+        }
+    }
+
+    /// The connection is another one, or none.
+    fn forget(&mut self) {
+        (self.follows, self.awaited) = (false, VecDeque::new());
+    }
 }
 
 /// What was learned of the pair's link: the greatest gap between heartbeats, of two halves of [`MEMORY`].
@@ -108,8 +145,12 @@ impl Node {
         // Outside an answer a held right is only said, without a promise: a backup that does not hear still tells it.
         let plain = self.held_stored.filter(|_| answers.is_none() && self.promotion.is_none());
         let held = held.or(plain.map(|id| HeldRight { grant: id.number, promise_ms: 0 }));
+        let interval = self.config.heartbeat;
         let link = &mut self.links[path as usize];
         link.sent += 1;
+        if role == Role::Active {
+            link.answers.asked(link.sent, now, interval);
+        }
         let age = |at: Instant| u32::try_from(now.since(at).as_micros()).unwrap_or(u32::MAX);
         let heartbeat = Heartbeat {
             sender: self.config.member,
@@ -153,8 +194,11 @@ impl Node {
         if self.peer.beat.is_some() && gap < outage && !self.draining {
             self.learned.observe(self.now, gap);
         }
-        let now = self.now;
+        let (now, interval) = (self.now, self.config.heartbeat);
         let link = &mut self.links[path as usize];
+        if let Some(own) = beat.answers {
+            link.answers.answered(own.number, now, interval);
+        }
         if link.heard.is_none_or(|(stamp, _)| stamp.number < beat.stamp.number) {
             link.heard = Some((beat.stamp, now));
         }
@@ -247,6 +291,7 @@ impl Node {
             LaneKind::Ping => {
                 let link = &mut self.links[path as usize];
                 (link.ping_up, link.heard) = (up, None);
+                link.answers.forget();
                 self.note(format!("{} connection {}", path.name(), if up { "up" } else { "down" }));
                 if up {
                     self.greet(path);
@@ -287,6 +332,30 @@ mod tests {
         assert_eq!(learned.factor(silence), 384);
         learned.observe(Instant::from_millis(1200), Duration::from_millis(790));
         assert_eq!(learned.factor(silence), 768);
+    }
+
+    #[test]
+    fn a_heartbeat_is_missed_that_is_not_answered_within_h() {
+        let (h, at) = (Duration::from_millis(100), Instant::from_millis);
+        let mut answers = Answers::default();
+        answers.asked(1, at(0), h);
+        answers.asked(2, at(100), h);
+        assert_eq!((answers.in_time, answers.missed), (0, 0), "nobody follows yet");
+        answers.answered(2, at(101), h);
+        answers.asked(3, at(200), h);
+        // An answer goes between two of the active's numbers; a heartbeat goes early to keep its time.
+        answers.asked(5, at(299), h);
+        answers.answered(5, at(399), h);
+        answers.answered(3, at(399), h);
+        assert_eq!((answers.in_time, answers.missed), (2, 1), "answered in time, at the last moment, and too late");
+        answers.asked(6, at(400), h);
+        answers.asked(7, at(500), h);
+        answers.answered(6, at(501), h);
+        assert_eq!((answers.in_time, answers.missed), (2, 2), "one miss, however late the answer");
+        answers.forget();
+        answers.asked(8, at(700), h);
+        answers.asked(9, at(900), h);
+        assert_eq!((answers.in_time, answers.missed, answers.awaited.len()), (2, 2, 1));
     }
 
     #[test]

@@ -11,7 +11,7 @@ use ringpair_wire::{
 
 use serde::{Deserialize, Serialize};
 
-use crate::{event::SwitchRecord, node::Node, time::Instant};
+use crate::{event::SwitchRecord, heartbeat::Link, node::Node, time::Instant};
 
 /// The pair's mode as `status` names it (SM-020).
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
@@ -79,6 +79,10 @@ pub struct PathStatus {
     pub up: bool,
     /// The newest round trip of a heartbeat.
     pub rtt: Option<Duration>,
+    /// As active: own heartbeats that the backup answered within H.
+    pub answered: u64,
+    /// As active: own heartbeats that a backup, which had answered before, did not answer within H.
+    pub missed: u64,
 }
 
 /// The whole status at one moment.
@@ -231,7 +235,10 @@ impl Node {
             (Role::Backup, _) => State::Backup,
             (Role::None, state) => state,
         };
-        let path = |path: PathKind| PathStatus { up: self.path_up(path), rtt: self.link(path).rtt };
+        let path = |path: PathKind| {
+            let Link { rtt, answers, .. } = self.link(path);
+            PathStatus { up: self.path_up(path), rtt: *rtt, answered: answers.in_time, missed: answers.missed }
+        };
         Some(Status {
             role,
             state: self.state,

@@ -76,6 +76,24 @@ fn the_host_loses_power() {
 }
 
 #[test]
+fn heartbeats_that_nobody_answers_in_time_are_counted() {
+    let mut pair = in_sync();
+    let counted = |pair: &Pair| pair.status(A).paths.map(|path| (path.answered, path.missed));
+    let before = counted(&pair);
+    assert!(before.iter().all(|(answered, missed)| *answered > 30 && *missed == 0), "{before:?}");
+    assert_eq!(pair.status(B).paths.map(|path| path.answered + path.missed), [0; 2], "a backup is not answered");
+    pair.run_until_ms(50);
+    pair.freeze(B, true);
+    // Those of 100 and 200 are answered late; that of 300 in time.
+    pair.run_until_ms(310);
+    pair.freeze(B, false);
+    pair.run_until_ms(990);
+    let during: Vec<_> =
+        counted(&pair).iter().zip(before).map(|(after, before)| (after.0 - before.0, after.1)).collect();
+    assert_eq!(during, [(7, 2); 2], "of those of 100 to 900: {:#?}", pair.log);
+}
+
+#[test]
 fn the_worker_is_killed_and_the_supervisor_releases() {
     // REQ: protocol §7, §12 row 1, SM-037
     let mut pair = in_sync();

@@ -29,12 +29,18 @@ pub(super) fn ok(value: &impl Serialize) -> Response {
     document(StatusCode::OK, value)
 }
 
+const LINES: HeaderValue = HeaderValue::from_static("application/x-ndjson");
+
 /// A body of JSON lines that comes piece by piece.
 pub(super) fn lines(
     pieces: impl futures_util::Stream<Item = Result<Bytes, std::io::Error>> + Send + 'static,
 ) -> Response {
-    let kind = HeaderValue::from_static("application/x-ndjson");
-    ([(header::CONTENT_TYPE, kind)], Body::from_stream(pieces)).into_response()
+    ([(header::CONTENT_TYPE, LINES)], Body::from_stream(pieces)).into_response()
+}
+
+/// A body of one JSON line that is there already.
+pub(super) fn line(line: Vec<u8>) -> Response {
+    ([(header::CONTENT_TYPE, LINES)], line).into_response()
 }
 
 impl Failure {

@@ -104,11 +104,17 @@ pub struct ConnectionStatus {
     pub up: bool,
     /// Round trip of heartbeats in microseconds; `None` before the first.
     pub rtt_us: Option<u64>,
+    /// On the active: own heartbeats there that the backup answered within H (`[detection] heartbeat_ms`).
+    pub heartbeats_answered: u64,
+    /// On the active: own heartbeats there that it did not answer within H, though it had answered before.
+    pub heartbeats_missed: u64,
     /// The ping lane's mark, read back from the socket.
     pub dscp: Option<u8>,
     /// The mark that the peer's newest heartbeat arrived with (OPS-197): another than it was sent with, where the path
     /// changes marks. `None` before the first.
     pub received_dscp: Option<u8>,
+    /// The marks that the peer's newest probes of its ds and bulk lane arrived with (OPS-197), by lane.
+    pub received_lanes: BTreeMap<String, u8>,
     /// The marks of all lanes there, read back.
     pub lanes: BTreeMap<String, u8>,
     /// What the lanes' sockets say of themselves, by lane.

@@ -2,7 +2,10 @@
 //!
 //! Always: published at most every [`super::PUBLISH_EVERY`], and at once when the role changes.
 
-use ringpair_core::{Instant, status::Status};
+use ringpair_core::{
+    Instant,
+    status::{PathStatus, Status},
+};
 use ringpair_wire::{control::Role, lane::PathKind};
 
 use super::{Stream, report};
@@ -76,7 +79,7 @@ impl Stream {
             warnings: &self.warnings,
             blockers,
             lag_ms,
-            counters: self.counters(),
+            counters: self.counters(core),
         };
         self.status.publish(report::status(core, self.node.switch_blockers(now), &parts));
     }
@@ -94,8 +97,10 @@ impl Stream {
         }
     }
 
-    /// Warns where heartbeats do not arrive with the mark that this member gives its own (OPS-197).
+    /// Warns where heartbeats do not arrive with the mark that this member gives its own, and probes of the other lanes
+    /// not with the one that they left with (OPS-197).
     fn compare_marks(&mut self) {
+        self.compare_probes();
         let changed = PathKind::ALL.into_iter().filter_map(|path| {
             let (sent, arrived) = self.transport.sent_and_arrived_marks(path).filter(|(sent, came)| sent != came)?;
             Some(format!("{}: {arrived}, not {sent}", path.name()))
@@ -113,9 +118,28 @@ impl Stream {
         }
     }
 
-    pub(super) fn counters(&self) -> std::collections::BTreeMap<String, u64> {
+    fn compare_probes(&mut self) {
+        let changed: Vec<String> = PathKind::ALL
+            .into_iter()
+            .flat_map(|path| self.transport.probed_marks(path).map(move |probed| (path, probed)))
+            .filter(|(_, (_, sent, arrived))| sent != arrived)
+            .map(|(path, (lane, sent, arrived))| format!("{} on {}: {arrived}, not {sent}", lane.name(), path.name()))
+            .collect();
+        if changed.is_empty() {
+            return self.unwarn("lane-marks-changed");
+        }
+        let text = format!(
+            "datagrams of the peer arrive with another mark than they left with ({}), so the lanes' packets will, too. \
+             Try: the switches and routers between the members",
+            changed.join("; ")
+        );
+        self.warn("lane-marks-changed", text);
+    }
+
+    fn counters(&self, core: &Status) -> std::collections::BTreeMap<String, u64> {
         let stats = self.transport.stats();
         let (bulk, ds, closed) = (self.bulk_traffic, self.writes.compression(), self.writes.closed());
+        let beats = |of: fn(&PathStatus) -> u64| core.paths.iter().map(of).sum();
         [
             ("strangers_refused", stats.refused_tls + stats.refused_hello + stats.strangers_oversize),
             ("strangers_gave_way", stats.strangers_gave_way),
@@ -124,6 +148,10 @@ impl Stream {
             ("lane_sent_bytes", stats.sent_bytes),
             ("heartbeats_sent", stats.heartbeats_sent),
             ("heartbeats_received", stats.heartbeats_received),
+            ("heartbeats_answered", beats(|path| path.answered)),
+            ("heartbeats_missed", beats(|path| path.missed)),
+            ("mark_probes_sent", stats.probes_sent),
+            ("mark_probes_received", stats.probes_received),
             ("heartbeats_refused", stats.heartbeats_forged + stats.heartbeats_replayed + stats.heartbeats_unknown_key),
             ("bulk_lane_received_bytes", bulk.received_bytes),
             ("bulk_lane_sent_bytes", bulk.sent_bytes),

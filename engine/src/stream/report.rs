@@ -91,9 +91,16 @@ fn connection(parts: &Parts<'_>, path: PathKind, status: PathStatus) -> Connecti
     ConnectionStatus {
         up: status.up,
         rtt_us: status.rtt.map(|rtt| u64::try_from(rtt.as_micros()).unwrap_or(u64::MAX)),
+        heartbeats_answered: status.answered,
+        heartbeats_missed: status.missed,
         dscp: own(LaneKind::Ping).and_then(|info| info.dscp).map(|dscp| dscp.number()),
         lanes: infos.iter().filter_map(mark).collect(),
         received_dscp: parts.transport.sent_and_arrived_marks(path).map(|(_, arrived)| arrived.number()),
+        received_lanes: parts
+            .transport
+            .probed_marks(path)
+            .map(|(lane, _, arrived)| (lane.name().to_owned(), arrived.number()))
+            .collect(),
         sockets: infos
             .iter()
             .map(|info| (info.lane.name().to_owned(), socket(info, parts.bulk_credit_bytes)))

@@ -36,6 +36,8 @@ use crate::{
 
 /// How often the state is written behind the journal.
 const CHECKPOINT_EVERY: Duration = Duration::from_secs(5);
+/// So often while the journal is beyond its bound.
+const CHECKPOINT_WHEN_FULL: Duration = Duration::from_secs(1);
 /// How many bytes of journal are kept for a peer that comes back, though nothing needs them any more.
 const KEEP_JOURNAL_BYTES: u64 = 64 << 20;
 
@@ -118,8 +120,10 @@ impl Stream {
     /// Offers the state for a checkpoint now and then, and lets go of the journal that nobody needs.
     pub(super) fn checkpoint(&mut self, now: Instant) {
         self.checkpoints.durable(self.journal.synced().seq);
-        if now.since(self.last_checkpoint) < CHECKPOINT_EVERY || self.applier.in_transaction() || self.resync.is_some()
-        {
+        // Segments go only once the state without them is saved: a journal beyond its bound is not let wait for that.
+        let full = self.journal.bytes() > self.config.storage.journal_max_bytes;
+        let every = if full { CHECKPOINT_WHEN_FULL } else { CHECKPOINT_EVERY };
+        if now.since(self.last_checkpoint) < every || self.applier.in_transaction() || self.resync.is_some() {
             return;
         }
         self.last_checkpoint = now;
@@ -175,6 +179,7 @@ impl Stream {
             Checkpoint::Saved(position, cost) => {
                 self.contents.saved(position);
                 tracing::debug!(seq = position.seq.0, ?cost, "checkpoint");
+                self.trim(now);
             }
             Checkpoint::Replaced(..) if std::mem::take(&mut self.store_is_staged) => {
                 self.checkpoints.replace(self.applier.tree().snapshot());

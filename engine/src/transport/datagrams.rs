@@ -11,7 +11,11 @@ use std::{
     time::Instant,
 };
 
-use ringpair_wire::{dscp::Dscp, heartbeat::SEALED_BYTES, lane::PathKind};
+use ringpair_wire::{
+    dscp::Dscp,
+    heartbeat::{SEALED_BYTES, SealedKind},
+    lane::PathKind,
+};
 
 use super::{
     Transport, TransportError,
@@ -104,6 +108,13 @@ impl Datagrams {
         Some((marks.dscp?, marks.priority?))
     }
 
+    /// Sends a datagram with a mark of its own, at once or not at all: it was a probe, the next one follows.
+    pub(super) fn send_marked(&self, path: PathKind, datagram: &[u8], target: SocketAddr, dscp: Dscp) -> bool {
+        let Some(socket) = self.by_path[slot(path)].and_then(|index| self.sockets.get(index)) else { return false };
+        let target = socket::fit_family(target, socket.local);
+        socket::send_marked(&socket.fd, datagram, target, dscp).is_ok()
+    }
+
     /// Queues a datagram; whether there is a socket for it.
     pub(super) fn queue(&mut self, path: PathKind, datagram: &[u8], target: SocketAddr) -> bool {
         let Some(socket) = self.by_path[slot(path)].and_then(|index| self.sockets.get_mut(index)) else { return false };
@@ -163,7 +174,7 @@ impl Transport {
     }
 
     fn open_heartbeat(&mut self, sealed: &[u8], came: socket::Datagram) {
-        let (path, conn, plaintext) = match self.keyring.open(sealed) {
+        let (path, conn, kind, plaintext) = match self.keyring.open(sealed) {
             Ok(opened) => opened,
             Err(dropped) => {
                 let counter = match dropped {
@@ -176,8 +187,11 @@ impl Transport {
                 return;
             }
         };
-        self.stats.heartbeats_received += 1;
         self.keyring.heard_from(path, came.peer);
+        if kind == SealedKind::Probe {
+            return self.probe_came(path, &plaintext, came.mark);
+        }
+        self.stats.heartbeats_received += 1;
         self.datagrams.arrived[slot(path)] = came.mark;
         match self.table.get_mut(conn) {
             // The peer's hello is still on its way: `Up` comes first.

@@ -13,7 +13,7 @@ use std::{
 
 use ring::aead;
 use ringpair_wire::{
-    heartbeat::{PLAIN_BYTES, SEALED_BYTES, SEALED_HEADER_BYTES, SealedHeader, TAG_BYTES},
+    heartbeat::{PLAIN_BYTES, SEALED_BYTES, SEALED_HEADER_BYTES, SealedHeader, SealedKind, TAG_BYTES},
     id::MemberId,
     lane::PathKind,
 };
@@ -69,6 +69,9 @@ fn checksum(header: &[u8], plaintext: &[u8]) -> [u8; TAG_BYTES] {
     high.copy_from_slice(&ringpair_wire::checksum::checksum(1, &all).to_le_bytes());
     tag
 }
+
+/// What a datagram was: path and connection of its key, its kind, its plaintext.
+type Opened = (PathKind, ConnId, SealedKind, [u8; PLAIN_BYTES]);
 
 struct SealKey {
     conn: ConnId,
@@ -202,10 +205,15 @@ impl Keyring {
     }
 
     /// The datagram for `plaintext`; `None` while no ping lane is up on `path`.
-    pub(super) fn seal(&mut self, path: PathKind, plaintext: &[u8; PLAIN_BYTES]) -> Option<[u8; SEALED_BYTES]> {
+    pub(super) fn seal(
+        &mut self,
+        kind: SealedKind,
+        path: PathKind,
+        plaintext: &[u8; PLAIN_BYTES],
+    ) -> Option<[u8; SEALED_BYTES]> {
         let key = self.seal[slot(path)].as_mut()?;
         key.counter = key.counter.checked_add(1)?;
-        let header = SealedHeader { key_id: key.key_id, counter: key.counter }.to_bytes();
+        let header = SealedHeader { kind, key_id: key.key_id, counter: key.counter }.to_bytes();
         let mut datagram = [0; SEALED_BYTES];
         let (head, rest) = datagram.split_at_mut(SEALED_HEADER_BYTES);
         let (body, tag) = rest.split_at_mut(PLAIN_BYTES);
@@ -224,8 +232,8 @@ impl Keyring {
         Some(datagram)
     }
 
-    /// Opens a datagram: the path whose key it was sealed with, the connection, and the plaintext.
-    pub(super) fn open(&mut self, datagram: &[u8]) -> Result<(PathKind, ConnId, [u8; PLAIN_BYTES]), Dropped> {
+    /// Opens a datagram: the path whose key it was sealed with, the connection, what it is, and the plaintext.
+    pub(super) fn open(&mut self, datagram: &[u8]) -> Result<Opened, Dropped> {
         let (header, body) = SealedHeader::parse(datagram).map_err(|_| Dropped::Malformed)?;
         let key = self.open.iter_mut().find(|key| key.key_id == header.key_id).ok_or(Dropped::UnknownKey)?;
         if !key.window.is_new(header.counter) {
@@ -246,7 +254,7 @@ impl Keyring {
         key.window.note(header.counter);
         let mut plaintext = [0; PLAIN_BYTES];
         plaintext.copy_from_slice(&bytes[..PLAIN_BYTES]);
-        Ok((key.path, key.conn, plaintext))
+        Ok((key.path, key.conn, header.kind, plaintext))
     }
 
     /// Notes where an authenticated heartbeat came from.
@@ -282,16 +290,16 @@ mod tests {
     fn sealed_opens_once_and_nothing_else_does() {
         for secret in [Some([9; HEARTBEAT_SECRET_BYTES]), None] {
             let (mut a, mut b) = pair(secret);
-            assert!(a.seal(PathKind::Aux, &[0; PLAIN_BYTES]).is_none());
-            let first = a.seal(PathKind::Main, &[1; PLAIN_BYTES]).unwrap();
-            let second = a.seal(PathKind::Main, &[2; PLAIN_BYTES]).unwrap();
+            assert!(a.seal(SealedKind::Heartbeat, PathKind::Aux, &[0; PLAIN_BYTES]).is_none());
+            let first = a.seal(SealedKind::Heartbeat, PathKind::Main, &[1; PLAIN_BYTES]).unwrap();
+            let second = a.seal(SealedKind::Heartbeat, PathKind::Main, &[2; PLAIN_BYTES]).unwrap();
             for at in 0..SEALED_BYTES {
                 let mut bad = first;
                 bad[at] ^= 0x10;
                 assert!(b.open(&bad).is_err(), "byte {at}");
             }
-            assert_eq!(b.open(&second), Ok((PathKind::Main, CONN, [2; PLAIN_BYTES])));
-            assert_eq!(b.open(&first), Ok((PathKind::Main, CONN, [1; PLAIN_BYTES])));
+            assert_eq!(b.open(&second), Ok((PathKind::Main, CONN, SealedKind::Heartbeat, [2; PLAIN_BYTES])));
+            assert_eq!(b.open(&first), Ok((PathKind::Main, CONN, SealedKind::Heartbeat, [1; PLAIN_BYTES])));
             assert_eq!(b.open(&first), Err(Dropped::Replayed));
             assert_eq!(b.open(&second), Err(Dropped::Replayed));
             assert_eq!(b.open(&first[..SEALED_BYTES - 1]), Err(Dropped::Malformed));
@@ -299,12 +307,24 @@ mod tests {
             assert_eq!(a.open(&second), Err(Dropped::UnknownKey));
         }
         let (mut a, _) = pair(Some([9; HEARTBEAT_SECRET_BYTES]));
-        let sealed = a.seal(PathKind::Main, &[1; PLAIN_BYTES]).unwrap();
+        let sealed = a.seal(SealedKind::Heartbeat, PathKind::Main, &[1; PLAIN_BYTES]).unwrap();
         assert!(!sealed.windows(8).any(|bytes| bytes == [1; 8]), "the plaintext is hidden");
         let mut other = [9; HEARTBEAT_SECRET_BYTES];
         other[0] = 1;
         let (_, mut b) = pair(Some(other));
         assert_eq!(b.open(&sealed), Err(Dropped::Forged));
+    }
+
+    #[test]
+    fn one_kind_never_passes_for_the_other() {
+        for secret in [Some([9; HEARTBEAT_SECRET_BYTES]), None] {
+            let (mut a, mut b) = pair(secret);
+            let probe = a.seal(SealedKind::Probe, PathKind::Main, &[1; PLAIN_BYTES]).unwrap();
+            let mut turned = probe;
+            turned[4] = SealedKind::Heartbeat as u8;
+            assert_eq!(b.open(&turned), Err(Dropped::Forged));
+            assert_eq!(b.open(&probe), Ok((PathKind::Main, CONN, SealedKind::Probe, [1; PLAIN_BYTES])));
+        }
     }
 
     #[test]
@@ -337,10 +357,10 @@ mod tests {
     fn keys_go_with_their_connection_after_a_moment() {
         let (mut a, mut b) = pair(Some([9; HEARTBEAT_SECRET_BYTES]));
         let now = Instant::now();
-        let late = a.seal(PathKind::Main, &[1; PLAIN_BYTES]).unwrap();
-        let later = a.seal(PathKind::Main, &[1; PLAIN_BYTES]).unwrap();
+        let late = a.seal(SealedKind::Heartbeat, PathKind::Main, &[1; PLAIN_BYTES]).unwrap();
+        let later = a.seal(SealedKind::Heartbeat, PathKind::Main, &[1; PLAIN_BYTES]).unwrap();
         a.retire(CONN, now);
-        assert!(a.seal(PathKind::Main, &[1; PLAIN_BYTES]).is_none());
+        assert!(a.seal(SealedKind::Heartbeat, PathKind::Main, &[1; PLAIN_BYTES]).is_none());
         b.retire(CONN, now);
         b.expire(now + OVERLAP / 2);
         assert!(b.open(&late).is_ok());
@@ -351,15 +371,15 @@ mod tests {
     #[test]
     fn a_reconnect_without_tls_goes_on_counting() {
         let (mut a, mut b) = pair(None);
-        let old = a.seal(PathKind::Main, &[1; PLAIN_BYTES]).unwrap();
+        let old = a.seal(SealedKind::Heartbeat, PathKind::Main, &[1; PLAIN_BYTES]).unwrap();
         b.open(&old).unwrap();
         a.retire(CONN, Instant::now());
         b.retire(CONN, Instant::now());
         let next = ConnId { index: 2, tag: 1 };
         a.install_seal(next, PathKind::Main, None, 77);
         b.install_open(next, PathKind::Main, None, 77);
-        let new = a.seal(PathKind::Main, &[2; PLAIN_BYTES]).unwrap();
-        assert_eq!(b.open(&new), Ok((PathKind::Main, next, [2; PLAIN_BYTES])));
+        let new = a.seal(SealedKind::Heartbeat, PathKind::Main, &[2; PLAIN_BYTES]).unwrap();
+        assert_eq!(b.open(&new), Ok((PathKind::Main, next, SealedKind::Heartbeat, [2; PLAIN_BYTES])));
         assert_eq!(b.open(&old), Err(Dropped::Replayed));
     }
 }

@@ -13,6 +13,7 @@ mod conn;
 mod datagrams;
 mod heartbeat;
 mod outgoing;
+mod probes;
 mod session;
 mod socket;
 mod strangers;
@@ -31,7 +32,7 @@ use std::{
 
 use ringpair_wire::{
     dscp::Dscp,
-    heartbeat::PLAIN_BYTES,
+    heartbeat::{PLAIN_BYTES, SealedKind},
     lane::{LaneKind, MessageKind, PathKind},
 };
 
@@ -39,6 +40,7 @@ use self::{
     conn::{State, Table},
     datagrams::Datagrams,
     heartbeat::Keyring,
+    probes::Probes,
     session::Session,
     strangers::Limiter,
     table::Lanes,
@@ -109,6 +111,7 @@ pub struct Transport {
     tls: Option<TlsConfigs>,
     listeners: Vec<Listener>,
     datagrams: Datagrams,
+    probes: Probes,
     keyring: Keyring,
     table: Table,
     /// The connection that stands for each lane and path.
@@ -150,6 +153,7 @@ impl Transport {
             tls,
             listeners: kept,
             datagrams,
+            probes: Probes::default(),
             table: Table::default(),
             up: Lanes::default(),
             dialing: Lanes::default(),
@@ -328,7 +332,7 @@ impl Transport {
     /// Sends a heartbeat on `path`, sealed. Whether it could be: only while the path's ping lane is up.
     pub fn send_heartbeat(&mut self, path: PathKind, plaintext: &[u8; PLAIN_BYTES]) -> bool {
         let target = self.config.path(path).map(|address| self.keyring.target(path, address.peer));
-        let sent = match (target, self.keyring.seal(path, plaintext)) {
+        let sent = match (target, self.keyring.seal(SealedKind::Heartbeat, path, plaintext)) {
             (Some(target), Some(sealed)) => self.datagrams.queue(path, &sealed, target),
             _ => false,
         };

@@ -16,9 +16,9 @@ use nix::{
     errno::Errno,
     getsockopt_impl, setsockopt_impl, sockopt_impl,
     sys::socket::{
-        AddressFamily, Backlog, ControlMessageOwned, GetSockOpt as _, MsgFlags, SetSockOpt as _, SockFlag, SockType,
-        SockaddrLike, SockaddrStorage, bind, getpeername, getsockname, getsockopt, listen, recvmsg, setsockopt, socket,
-        sockopt,
+        AddressFamily, Backlog, ControlMessage, ControlMessageOwned, GetSockOpt as _, MsgFlags, SetSockOpt as _,
+        SockFlag, SockType, SockaddrLike, SockaddrStorage, bind, getpeername, getsockname, getsockopt, listen, recvmsg,
+        sendmsg, setsockopt, socket, sockopt,
     },
 };
 use ringpair_wire::{dscp::Dscp, lane::PathKind};
@@ -130,6 +130,12 @@ pub(super) fn tune(fd: &impl AsFd, options: &LaneOptions) {
     note("TCP_NODELAY", setsockopt(fd, sockopt::TcpNoDelay, &true));
     let timeout = u32::try_from(options.user_timeout.as_millis()).unwrap_or(u32::MAX);
     note("TCP_USER_TIMEOUT", setsockopt(fd, sockopt::TcpUserTimeout, &timeout));
+    // Who only receives has nothing unacknowledged, and would keep a connection for ever that the path has forgotten. The
+    // kernel asks by itself, and its patience is the same.
+    let half = u32::try_from(options.user_timeout.as_secs() / 2).unwrap_or(u32::MAX).max(1);
+    note("TCP_KEEPIDLE", setsockopt(fd, sockopt::TcpKeepIdle, &half));
+    note("TCP_KEEPINTVL", setsockopt(fd, sockopt::TcpKeepInterval, &half));
+    note("SO_KEEPALIVE", setsockopt(fd, sockopt::KeepAlive, &true));
     if let Some(lowat) = options.notsent_lowat_bytes {
         note("TCP_NOTSENT_LOWAT", TcpNotsentLowat.set(fd, &lowat));
     }
@@ -271,6 +277,19 @@ pub(super) fn receive_now(fd: &impl AsFd, buffer: &mut [u8]) -> Option<Datagram>
     let peer = message.address.as_ref().and_then(to_std)?;
     let len = message.bytes;
     Some(Datagram { len, peer, mark: tos.map(Dscp::from_tos_byte) })
+}
+
+/// Sends a datagram with another mark than the socket's, without waiting.
+pub(super) fn send_marked(fd: &impl AsFd, datagram: &[u8], target: SocketAddr, dscp: Dscp) -> io::Result<()> {
+    let raw = std::os::fd::AsRawFd::as_raw_fd(&fd.as_fd());
+    let (tos, class) = (dscp.tos_byte(), i32::from(dscp.tos_byte()));
+    // To an IPv4-mapped address the kernel sends as IPv4, and looks at that family's mark.
+    let is_v4 = target.is_ipv4() || matches!(target.ip(), IpAddr::V6(v6) if v6.to_ipv4_mapped().is_some());
+    let mark = if is_v4 { ControlMessage::Ipv4Tos(&tos) } else { ControlMessage::Ipv6TClass(&class) };
+    let slices = [io::IoSlice::new(datagram)];
+    let target = SockaddrStorage::from(target);
+    sendmsg(raw, &slices, &[mark], MsgFlags::MSG_DONTWAIT, Some(&target))?;
+    Ok(())
 }
 
 /// Tells apart which of `locals` heartbeats of a path leave from.

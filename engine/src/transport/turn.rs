@@ -118,6 +118,7 @@ impl Transport {
     pub(super) fn turn(&mut self, driver: &mut Driver, now: Instant) {
         self.time_out(now);
         self.expire_keys(now);
+        self.probe_marks(now);
         let mut ready = self.table.ids(|conn| conn.inbox.is_some());
         ready.sort_by_key(|id| self.table.get(*id).map(|conn| (conn.class(), !conn.from_known_address, conn.born)));
         let mut strangers = 0;

@@ -447,6 +447,10 @@ pub struct TransportStats {
     pub heartbeats_unsent: u64,
     /// Heartbeats received and authenticated.
     pub heartbeats_received: u64,
+    /// Probes of marks sent.
+    pub probes_sent: u64,
+    /// Probes of marks received and authenticated.
+    pub probes_received: u64,
     /// Datagrams that are no heartbeat.
     pub heartbeats_malformed: u64,
     /// Heartbeats sealed with a key that is not known (any more).

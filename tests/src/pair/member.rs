@@ -84,6 +84,10 @@ impl Member {
             fs::create_dir_all(root.join(plain.trim_start_matches('/'))).expect("a mirrored directory");
             mirrored.push(entry.as_str());
         }
+        // An aux that is the main address is the default, and may not be named.
+        let aux = |main: SocketAddr, aux: SocketAddr| {
+            if main == aux { String::new() } else { format!("aux = \"{aux}\"") }
+        };
         let config = format!(
             r#"[pair]
 name = "{PAIR}"
@@ -92,12 +96,12 @@ member = "{name}"
 [members.A]
 name = "host-a"
 address = "{}"
-aux = "{}"
+{}
 
 [members.B]
 name = "host-b"
 address = "{}"
-aux = "{}"
+{}
 
 [storage]
 dir = "{dir}/storage"
@@ -115,9 +119,9 @@ root = "{dir}/root"
 "CustomMirrorDir" = "{}"
 "#,
             addresses[0],
-            addresses[1],
+            aux(addresses[0], addresses[1]),
             addresses[2],
-            addresses[3],
+            aux(addresses[2], addresses[3]),
             mirrored.join(";"),
             dir = dir.display(),
             keys = pair_dir.join("keys").display(),

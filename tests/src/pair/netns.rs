@@ -98,6 +98,15 @@ impl Network {
     /// # Errors
     /// As [`Self::new`]; or this kernel has no token bucket filter.
     pub fn narrow(rate: &str, queue_bytes: u32) -> Result<Self, String> {
+        Self::routed(&[format!("qdisc add dev DEV root tbf rate {rate} burst 10kb limit {queue_bytes}")])
+    }
+
+    /// As [`Self::new`] for IPv4, with a router in the middle of the main cable, whose two interfaces `shape` sets up: what
+    /// `tc` is told, with DEV for the interface.
+    ///
+    /// # Errors
+    /// As [`Self::new`]; or what `tc` refused.
+    pub fn routed(shape: &[String]) -> Result<Self, String> {
         let mut network = Self::new(Family::V4)?;
         let router = format!("{}r", network.names[0].trim_end_matches('a'));
         ip(&format!("netns add {router}"))?;
@@ -116,11 +125,24 @@ impl Network {
             ip(&format!("-n {router} route add {address} dev c{host}"))?;
             ip(&format!("-n {router} neigh replace {address} lladdr {near} dev c{host} nud permanent"))?;
             ip(&format!("netns exec {router} sysctl -qw net.ipv4.ip_forward=1"))?;
-            let shape = format!("qdisc add dev c{host} root tbf rate {rate} burst 10kb limit {queue_bytes}");
-            ip(&format!("netns exec {router} tc {shape}"))?;
+            for line in shape {
+                ip(&format!("netns exec {router} tc {}", line.replace("DEV", &format!("c{host}"))))?;
+            }
         }
         network.heal();
         Ok(network)
+    }
+
+    /// The namespace of the router, where there is one; its interfaces are c0, towards A, and c1, towards B.
+    #[must_use]
+    pub fn router(&self) -> Option<&str> {
+        self.router.as_deref()
+    }
+
+    /// Where the members of a pair are to run so that aux, too, goes over the main cable.
+    #[must_use]
+    pub fn places_on_main(&self) -> [Place; 2] {
+        self.places().map(|place| Place { aux: place.main, ..place })
     }
 
     /// The address of host 0 (A) or 1 (B) on cable 0 (main) or 1 (aux).
@@ -156,6 +178,39 @@ impl Network {
             let done = ip(&format!("-n {name} neigh replace {peer} lladdr {address} dev c{cable} nud permanent"));
             assert_eq!(done, Ok(()), "the cable obeys");
         }
+    }
+
+    /// Runs `nft` with `rules` on `host` 0 (A) or 1 (B).
+    ///
+    /// # Errors
+    /// What it refused, or that it is not there.
+    pub fn nft(&self, host: usize, rules: &str) -> Result<(), String> {
+        let name = &self.names[host];
+        let output = Command::new("ip").args(["netns", "exec", name, "nft", rules]).output();
+        match output {
+            Ok(output) if output.status.success() => Ok(()),
+            Ok(output) => Err(format!("nft {rules}: {}", String::from_utf8_lossy(&output.stderr).trim())),
+            Err(error) => Err(format!("ip cannot be run: {error}")),
+        }
+    }
+
+    /// Loses everything at `host` that bears the mark `dscp` (as nft names it), both ways and silently, until
+    /// [`Self::keep_all`].
+    ///
+    /// # Errors
+    /// As [`Self::nft`].
+    pub fn lose(&self, host: usize, dscp: &str) -> Result<(), String> {
+        let chain =
+            |name: &str| format!("chain {name} {{ type filter hook {name} priority 0\n ip dscp {dscp} drop\n }}\n");
+        self.nft(host, &format!("table inet lost {{\n {} {} }}", chain("input"), chain("output")))
+    }
+
+    /// Ends [`Self::lose`].
+    ///
+    /// # Errors
+    /// As [`Self::nft`].
+    pub fn keep_all(&self, host: usize) -> Result<(), String> {
+        self.nft(host, "delete table inet lost")
     }
 
     /// Cuts both cables. Silently: whoever sends is told nothing.

@@ -404,7 +404,7 @@ fn heartbeats_arrive_once_and_only_whole() {
             // Recorded and sent again, changed, of another key, and nonsense: all dropped and counted.
             let stranger = std::net::UdpSocket::bind((ip, 0)).unwrap();
             let at = b.addresses[0];
-            let sealed = a.transport.keyring.seal(PathKind::Main, &[7; PLAIN_BYTES]).unwrap();
+            let sealed = a.transport.keyring.seal(SealedKind::Heartbeat, PathKind::Main, &[7; PLAIN_BYTES]).unwrap();
             let mut forged = sealed;
             forged[SEALED_BYTES - 1] ^= 1;
             let mut unknown = sealed;
