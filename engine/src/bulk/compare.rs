@@ -11,7 +11,7 @@ use crate::{
     api::backend::Difference,
     ds::{
         TreeSnapshot,
-        resync::{ResyncClient, ResyncIndex, ResyncServer, WINDOW},
+        resync::{KeptIndex, ResyncClient, ResyncServer, WINDOW},
         tree::Difference as TreeDifference,
     },
 };
@@ -28,8 +28,8 @@ struct Run {
 }
 
 /// What is compared and what is served.
-#[derive(Default)]
 pub struct Comparisons {
+    index: KeptIndex,
     /// Waits for the lane.
     waiting: Option<(ResyncPurpose, TreeSnapshot)>,
     run: Option<Run>,
@@ -40,6 +40,12 @@ pub struct Comparisons {
 }
 
 impl Comparisons {
+    /// Nothing compared; what is compared is ordered by way of `index`.
+    #[must_use]
+    pub fn new(index: KeptIndex) -> Self {
+        Self { index, waiting: None, run: None, server: None, wanted: false, answers: VecDeque::new() }
+    }
+
     /// Begins a comparison, as soon as the lane is up; an earlier one ends.
     pub fn begin(&mut self, purpose: ResyncPurpose, own: TreeSnapshot, connected: bool) -> Vec<BulkEvent> {
         let events = self.abandon("another comparison was begun");
@@ -53,14 +59,14 @@ impl Comparisons {
     /// The lane is up: what waited for it begins.
     pub fn connected(&mut self) {
         if let Some((purpose, own)) = self.waiting.take() {
-            let client = ResyncClient::new(ResyncIndex::build(&own));
+            let client = ResyncClient::new(self.index.of(&own));
             self.run = Some(Run { purpose, client, own });
         }
     }
 
     /// The snapshot that was wanted: from now on the peer compares with it.
     pub fn serve(&mut self, snapshot: TreeSnapshot) {
-        let server = ResyncServer::new(ResyncIndex::build(&snapshot));
+        let server = ResyncServer::new(self.index.of(&snapshot));
         if std::mem::take(&mut self.wanted)
             && let Ok(answer) = server.handle(&ResyncMessage::Begin)
         {

@@ -31,7 +31,7 @@ use self::{
 };
 use crate::{
     config::CompressionLevel,
-    ds::ContentStore,
+    ds::{ContentStore, resync::KeptIndex},
     mirror::{
         MirrorBase, MirrorError, MirrorMessage, MirrorStatus, Sink, SinkOptions, Source, SourceEvent, SourceOptions,
     },
@@ -63,6 +63,8 @@ pub struct Parts {
     pub stream: BulkSide,
     /// Large values.
     pub contents: ContentStore,
+    /// The tree by path hash, for comparisons.
+    pub index: KeptIndex,
     /// Where mirrored directories lie, and where never.
     pub base: MirrorBase,
     /// Drawn at this worker's start.
@@ -122,7 +124,7 @@ impl Bulk {
             dial: false,
             next_dial: now,
             contents: Contents::new(parts.contents),
-            comparisons: Comparisons::default(),
+            comparisons: Comparisons::new(parts.index),
             packer: Packer::new(parts.compression),
             credit: Credit::default(),
             watched: None,

@@ -5,8 +5,8 @@
 //! wire follows the number of differences; memory holds the requests under way and what differs. Never: a message that
 //! depends on more than the leader's snapshot, an unbounded answer, or a decision to apply: [`Staged`] is the caller's.
 //!
-//! [`ResyncIndex::build`] and [`ResyncClient::finish`] look at every object (about a second for a million): call them
-//! on a thread that may take that long. Everything else costs what the message costs.
+//! [`ResyncIndex::build`] looks at every object (about a second for a million): that is done once, behind the first
+//! checkpoint. From then on [`KeptIndex`] is brought forward by what differs; everything else costs what the message costs.
 
 mod client;
 mod index;
@@ -15,7 +15,7 @@ mod server;
 use std::sync::Arc;
 
 pub use client::{ResyncClient, ResyncCost, WINDOW};
-pub use index::ResyncIndex;
+pub use index::{KeptIndex, ResyncIndex};
 use ringpair_wire::{
     ds::{ContentId, DsPath},
     id::Seq,

@@ -10,14 +10,14 @@ use std::{
 
 use ringpair_wire::{
     codec::Codec,
-    ds::{ContentId, DsPath, Object},
+    ds::{ContentId, Object},
     id::Position,
     resync::{HashRange, Item, MAX_NODES, MAX_RANGES, Prefix, ResyncMessage, Summary},
 };
 
 use super::{
     ResyncError, ResyncIndex, Staged,
-    index::{leaf, path_hash},
+    index::path_hash,
 };
 use crate::ds::{
     digest::Digest,
@@ -58,7 +58,8 @@ pub struct ResyncCost {
 pub struct ResyncClient {
     index: ResyncIndex,
     staged: TreeSnapshot,
-    sum: u128,
+    /// The index of what is staged.
+    staged_index: ResyncIndex,
     root: Option<LeaderRoot>,
     asked: HashMap<u32, Asked>,
     next_request: u32,
@@ -74,12 +75,10 @@ impl ResyncClient {
     /// Compares against the follower's own snapshot.
     #[must_use]
     pub fn new(index: ResyncIndex) -> Self {
-        let staged = index.snapshot.clone();
-        let sum = index.total;
         Self {
+            staged: index.snapshot().clone(),
+            staged_index: index.clone(),
             index,
-            staged,
-            sum,
             root: None,
             asked: HashMap::new(),
             next_request: 0,
@@ -163,7 +162,7 @@ impl ResyncClient {
         self.cost
     }
 
-    /// Checks what was staged against what the leader said, and hands it out. Looks at every object.
+    /// Checks what was staged against what the leader said, and hands it out.
     ///
     /// # Errors
     /// [`ResyncError::Mismatch`]; [`ResyncError::Unexpected`] before [`is_done`](Self::is_done).
@@ -172,18 +171,18 @@ impl ResyncClient {
         let Some(root) = self.root.filter(|_| done) else {
             return Err(ResyncError::Unexpected("finish before the end"));
         };
-        let got = Summary { count: self.staged.len() as u64, sum: self.sum };
-        if got != root.summary {
+        let got = self.staged_index.summary(Prefix::ROOT);
+        if got != root.summary || self.staged.len() as u64 != got.count {
             return Err(ResyncError::Mismatch(format!("{} objects, expected {}", got.count, root.summary.count)));
         }
-        let (digest, _) = self.staged.digest(&DsPath::root());
+        let digest = self.staged_index.digest();
         if digest != root.digest {
             return Err(ResyncError::Mismatch(format!("digest {digest}, expected {}", root.digest)));
         }
         self.staged.set_position(root.position);
         self.contents.sort_unstable();
         self.contents.dedup();
-        Ok(Staged { before: self.index.snapshot, after: self.staged, contents: self.contents, cost: self.cost })
+        Ok(Staged { before: self.index.snapshot().clone(), after: self.staged, contents: self.contents, cost: self.cost })
     }
 
     fn next_message(&mut self) -> Option<ResyncMessage> {
@@ -248,10 +247,9 @@ impl ResyncClient {
 
     /// Takes the own objects of a range out of what is staged.
     fn drop_range(&mut self, first: u64, last: u64) {
-        for index in self.index.bounds(first, last) {
-            let key = self.index.places[index].entry.path.shared_key();
-            if let Some(entry) = self.staged.displace(&key) {
-                self.sum = self.sum.wrapping_sub(leaf(&entry));
+        for place in self.index.range(first, last) {
+            if let Some(entry) = self.staged.displace(place.entry.path.key()) {
+                self.staged_index.remove(&entry);
             }
         }
     }
@@ -288,7 +286,7 @@ impl ResyncClient {
             if self.staged.get(&entry.path).is_some() {
                 return Err(contradiction(&format!("object {} came twice", entry.path)));
             }
-            self.sum = self.sum.wrapping_add(leaf(&entry));
+            self.staged_index.put(&entry);
             self.contents.extend(entry.contents());
             self.cost.objects += 1;
             self.staged.place(entry);
