@@ -18,15 +18,15 @@ use crate::{
     Plan,
     error::{Doing, Error, Result},
     figure::Figure,
-    floor, host, idle, page, process, stream, tree,
+    floor, host, idle, page, process, resync, stream, tree,
 };
 
 /// One scenario.
 type Scenario = fn(&Plan) -> Result<Vec<Figure>>;
 
 /// What can be measured.
-const SCENARIOS: [(&str, Scenario); 4] =
-    [("floor", floor::run), ("idle", idle::run), ("stream", stream::run), ("tree", tree::run)];
+const SCENARIOS: [(&str, Scenario); 5] =
+    [("floor", floor::run), ("idle", idle::run), ("resync", resync::run), ("stream", stream::run), ("tree", tree::run)];
 /// Runs without `--runs`, and with `--quick`.
 const RUNS: [usize; 2] = [5, 2];
 
@@ -34,7 +34,7 @@ const RUNS: [usize; 2] = [5, 2];
 #[derive(Debug, Parser)]
 #[command(name = "ringpair-bench", version)]
 struct Options {
-    /// floor, idle, stream or tree; or report, which makes one HTML page of results
+    /// floor, idle, resync, stream or tree; or report, which makes one HTML page of results
     scenario: String,
     /// The results that `report` shows
     files: Vec<PathBuf>,
@@ -59,7 +59,7 @@ struct Options {
     /// How long one sample of load runs [default: 3, with --quick 0.3]
     #[arg(long, value_name = "S", value_parser = clap::value_parser!(u16).range(1..=3600))]
     seconds: Option<u16>,
-    /// stream: only the figure of this name
+    /// resync, stream: only the figure of this name
     #[arg(long, value_name = "NAME")]
     figure: Option<String>,
 }

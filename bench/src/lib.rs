@@ -14,6 +14,7 @@ pub mod load;
 pub mod page;
 pub mod peers;
 pub mod process;
+pub mod resync;
 pub mod stream;
 pub mod tree;
 

@@ -264,9 +264,17 @@ fn compare(pair: &Pair) -> Result<()> {
 }
 
 /// Changes by native clients: each a transaction by itself, several in one message.
-struct Native {
-    changes: u64,
-    ack: AckLevel,
+#[derive(Debug)]
+pub(crate) struct Native {
+    /// In one message.
+    pub changes: u64,
+    /// At which level each must be answered.
+    pub ack: AckLevel,
+    /// Over how many objects, in turn, and which is the first.
+    pub objects: u64,
+    pub first: u64,
+    /// Whether the member may be alone meanwhile.
+    pub may_be_alone: bool,
     values: Values,
     value: Vec<u8>,
     request: Vec<u8>,
@@ -274,8 +282,22 @@ struct Native {
 
 impl Native {
     fn new(load: &Load) -> Self {
-        let Load { changes, ack, bytes, .. } = *load;
-        Self { changes, ack, values: Values::new(bytes), value: Vec::new(), request: Vec::new() }
+        Self::of(load.changes, load.ack, load.bytes)
+    }
+
+    /// So many changes in one message, at this level, of so many bytes each.
+    pub fn of(changes: u64, ack: AckLevel, bytes: usize) -> Self {
+        let (value, request) = (Vec::new(), Vec::new());
+        Self {
+            changes,
+            ack,
+            objects: OBJECTS,
+            first: 0,
+            may_be_alone: false,
+            values: Values::new(bytes),
+            value,
+            request,
+        }
     }
 }
 
@@ -296,10 +318,10 @@ impl Talk for Native {
     }
 
     fn ask(&mut self, number: u64, out: &mut Vec<u8>) {
-        let first = number * self.changes;
+        let first = self.first + number * self.changes;
         let start = begin_write(out, Some(self.ack), 0, first + 1);
         for change in first..first + self.changes {
-            let path = format!("/BENCH/o{:06}", change % OBJECTS);
+            let path = format!("/BENCH/o{:06}", change % self.objects);
             self.value.clear();
             self.values.push(change, &mut self.value);
             // Values are letters and digits.
@@ -320,7 +342,9 @@ impl Talk for Native {
             && let Some(message) = bytes.get(at..at + end)
         {
             match Said::parse(message).map_err(|error| wrong(error.to_string()))? {
-                Said::Reached(said) if said.level == self.ack && !said.alone => reached += u64::from(said.count),
+                Said::Reached(said) if said.level == self.ack && (self.may_be_alone || !said.alone) => {
+                    reached += u64::from(said.count);
+                }
                 other => return Err(wrong(format!("{other:?}"))),
             }
             at += end;

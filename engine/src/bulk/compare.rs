@@ -2,7 +2,7 @@
 //!
 //! Always: one comparison at a time, and one snapshot served; a cut lane ends a comparison with nothing changed.
 
-use std::collections::VecDeque;
+use std::{collections::VecDeque, time::Instant};
 
 use ringpair_wire::{codec::Codec, id::Seq, resync::ResyncMessage};
 
@@ -11,7 +11,7 @@ use crate::{
     api::backend::Difference,
     ds::{
         TreeSnapshot,
-        resync::{KeptIndex, ResyncClient, ResyncServer, WINDOW},
+        resync::{KeptIndex, ResyncClient, ResyncIndex, ResyncServer, WINDOW},
         tree::Difference as TreeDifference,
     },
 };
@@ -59,20 +59,27 @@ impl Comparisons {
     /// The lane is up: what waited for it begins.
     pub fn connected(&mut self) {
         if let Some((purpose, own)) = self.waiting.take() {
-            let client = ResyncClient::new(self.index.of(&own));
+            let client = ResyncClient::new(self.index_of(&own));
             self.run = Some(Run { purpose, client, own });
         }
     }
 
     /// The snapshot that was wanted: from now on the peer compares with it.
     pub fn serve(&mut self, snapshot: TreeSnapshot) {
-        let server = ResyncServer::new(self.index.of(&snapshot));
+        let server = ResyncServer::new(self.index_of(&snapshot));
         if std::mem::take(&mut self.wanted)
             && let Ok(answer) = server.handle(&ResyncMessage::Begin)
         {
             self.answers.push_back(answer);
         }
         self.server = Some(server);
+    }
+
+    fn index_of(&self, snapshot: &TreeSnapshot) -> ResyncIndex {
+        let began = Instant::now();
+        let index = self.index.of(snapshot);
+        tracing::debug!(objects = snapshot.len(), took = ?began.elapsed(), "ordered by path hash");
+        index
     }
 
     /// The lane was cut.
@@ -145,7 +152,10 @@ fn failed(purpose: ResyncPurpose, why: String) -> BulkEvent {
 
 fn finish(run: Run) -> BulkEvent {
     let staged = match run.client.finish() {
-        Ok(staged) => staged,
+        Ok(staged) => {
+            tracing::debug!(cost = ?staged.cost(), "compared");
+            staged
+        }
         Err(error) => return failed(run.purpose, error.to_string()),
     };
     match run.purpose {

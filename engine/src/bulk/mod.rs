@@ -294,7 +294,10 @@ impl Bulk {
                         self.down(now);
                     }
                 }
-                TransportEvent::DialFailed { .. } => self.next_dial = now + REDIAL,
+                TransportEvent::DialFailed { reason, .. } => {
+                    tracing::debug!(%reason, "bulk dial failed");
+                    self.next_dial = now + REDIAL;
+                }
                 TransportEvent::Message { conn, kind, body } => {
                     if self.conn == Some(conn)
                         && let Err(why) = self.message(kind, &body)
@@ -310,6 +313,7 @@ impl Bulk {
 
     fn up(&mut self, conn: ConnId) {
         let was_up = self.conn.replace(conn).is_some();
+        tracing::debug!(was_up, "bulk lane up");
         let now = self.mirror_now();
         if was_up {
             self.disconnected();
@@ -497,6 +501,7 @@ impl Bulk {
         let Some(path) = self.path.filter(|_| self.dial && self.conn.is_none() && self.next_dial <= now) else {
             return;
         };
+        tracing::debug!("bulk dial");
         if self.transport.dial(LaneKind::Bulk, path, now).is_err() {
             self.next_dial = now + REDIAL;
         } else {
