@@ -3,15 +3,12 @@
 //! Lanes are told apart by their marks: nft drops the packets of ds and bulk in both namespaces, `ss -K` kills the
 //! connection that carries the ds mark.
 
-use std::{
-    process::Command,
-    time::{Duration, Instant},
-};
+use std::time::{Duration, Instant};
 
 use ringpair_tests::pair::Member;
 use ringpair_wire::id::AckLevel;
 
-use super::{PATIENCE, PIPELINED, Stage, VALUE_BYTES, metric, say};
+use super::{PATIENCE, PIPELINED, Stage, VALUE_BYTES, metric, say, within};
 use crate::{
     Plan,
     error::{Error, Result},
@@ -130,7 +127,6 @@ fn catch_up(stage: &Stage, plan: &Plan, run: usize, samples: &mut Samples) -> Re
     let mut durable = writer(AckLevel::Durable);
     let streaming = stage.load(&mut durable, pipelined(stage.span, None))?;
     let cut = cut_data(stage)?;
-    wait_for("the active is alone", PATIENCE, || (metric(active, "ringpair_alone")? == 1.0).then_some(()))?;
     let absent = ABSENT[usize::from(plan.quick)];
     let mut written = writer(AckLevel::Async);
     while written.first < absent {
@@ -227,15 +223,5 @@ impl Drop for DataCut<'_> {
                 eprintln!("{error}");
             }
         }
-    }
-}
-
-/// Runs a command in a namespace; what it says.
-fn within(namespace: &str, command: &[&str]) -> Result<String> {
-    let output = Command::new("ip").args(["netns", "exec", namespace]).args(command).output();
-    match output {
-        Ok(output) if output.status.success() => Ok(String::from_utf8_lossy(&output.stdout).into_owned()),
-        Ok(output) => Err(Error::Failed(format!("{}: {}", command[0], String::from_utf8_lossy(&output.stderr)))),
-        Err(error) => Err(Error::Failed(format!("{} cannot be run: {error}", command[0]))),
     }
 }

@@ -1,6 +1,7 @@
 //! Comparisons of the tree with the peer's by digests: to take the peer's state over, or to know what differs.
 //!
-//! Always: one comparison at a time, and one snapshot served; a cut lane ends a comparison with nothing changed.
+//! Always: one comparison at a time, and one snapshot served; a cut lane ends a comparison with nothing changed. What it had
+//! staged is kept for the next, so that a lane that is cut again and again still leads to an end.
 
 use std::{collections::VecDeque, time::Instant};
 
@@ -11,7 +12,7 @@ use crate::{
     api::backend::Difference,
     ds::{
         TreeSnapshot,
-        resync::{KeptIndex, ResyncClient, ResyncIndex, ResyncServer, WINDOW},
+        resync::{KeptIndex, ResyncClient, ResyncIndex, ResyncServer, Unfinished, WINDOW},
         tree::Difference as TreeDifference,
     },
 };
@@ -33,6 +34,8 @@ pub struct Comparisons {
     /// Waits for the lane.
     waiting: Option<(ResyncPurpose, TreeSnapshot)>,
     run: Option<Run>,
+    /// What a comparison for taking over had staged when it was cut.
+    unfinished: Option<Unfinished>,
     server: Option<ResyncServer>,
     /// The peer's `Begin` waits for a snapshot.
     wanted: bool,
@@ -43,7 +46,15 @@ impl Comparisons {
     /// Nothing compared; what is compared is ordered by way of `index`.
     #[must_use]
     pub fn new(index: KeptIndex) -> Self {
-        Self { index, waiting: None, run: None, server: None, wanted: false, answers: VecDeque::new() }
+        Self {
+            index,
+            waiting: None,
+            run: None,
+            unfinished: None,
+            server: None,
+            wanted: false,
+            answers: VecDeque::new(),
+        }
     }
 
     /// Begins a comparison, as soon as the lane is up; an earlier one ends.
@@ -59,7 +70,11 @@ impl Comparisons {
     /// The lane is up: what waited for it begins.
     pub fn connected(&mut self) {
         if let Some((purpose, own)) = self.waiting.take() {
-            let client = ResyncClient::new(self.index_of(&own));
+            let unfinished = self.unfinished.take_if(|_| matches!(purpose, ResyncPurpose::Take(_)));
+            let client = match unfinished.filter(|unfinished| unfinished.is_of(&own)) {
+                Some(unfinished) => ResyncClient::resume(unfinished),
+                None => ResyncClient::new(self.index_of(&own)),
+            };
             self.run = Some(Run { purpose, client, own });
         }
     }
@@ -89,9 +104,19 @@ impl Comparisons {
         self.abandon("the bulk lane was cut")
     }
 
+    /// This member takes nothing over: what was staged for it is let go of.
+    pub fn forget_unfinished(&mut self) {
+        self.unfinished = None;
+    }
+
     fn abandon(&mut self, why: &str) -> Vec<BulkEvent> {
         let waiting = self.waiting.take().map(|(purpose, _)| purpose);
-        let running = self.run.take().map(|run| run.purpose);
+        let running = self.run.take().map(|run| {
+            if let ResyncPurpose::Take(_) = run.purpose {
+                self.unfinished = Some(run.client.into_unfinished());
+            }
+            run.purpose
+        });
         waiting.into_iter().chain(running).map(|purpose| failed(purpose, why.into())).collect()
     }
 

@@ -209,6 +209,7 @@ impl Bulk {
             }
             BulkCommand::Adopt(detached) => self.transport.adopt(*detached, now),
             BulkCommand::BecomeActive { epoch, roots } => {
+                self.comparisons.forget_unfinished();
                 let options = SourceOptions { epoch, base: self.base.clone(), roots, force_inotify: false };
                 let mut source = Source::new(options);
                 if self.conn.is_some() {

@@ -10,15 +10,12 @@ use std::{
 
 use ringpair_wire::{
     codec::Codec,
-    ds::{ContentId, Object},
+    ds::Object,
     id::Position,
     resync::{HashRange, Item, MAX_NODES, MAX_RANGES, Prefix, ResyncMessage, Summary},
 };
 
-use super::{
-    ResyncError, ResyncIndex, Staged,
-    index::path_hash,
-};
+use super::{ResyncError, ResyncIndex, Staged, index::path_hash};
 use crate::ds::{
     digest::Digest,
     tree::{Entry, TreeSnapshot},
@@ -54,8 +51,17 @@ pub struct ResyncCost {
     pub objects: u64,
 }
 
+/// What a comparison that was cut has staged: the next one goes on from there, whatever the leader has by then.
+pub struct Unfinished {
+    before: TreeSnapshot,
+    staged: ResyncIndex,
+}
+
 /// The follower's end.
 pub struct ResyncClient {
+    /// The follower's own state.
+    before: TreeSnapshot,
+    /// What is compared: that state, or what an earlier comparison made of it.
     index: ResyncIndex,
     staged: TreeSnapshot,
     /// The index of what is staged.
@@ -67,8 +73,15 @@ pub struct ResyncClient {
     split: Vec<Prefix>,
     list: Vec<Prefix>,
     fetch: VecDeque<HashRange>,
-    contents: Vec<(ContentId, u64)>,
     cost: ResyncCost,
+}
+
+impl Unfinished {
+    /// Whether it was begun with this state.
+    #[must_use]
+    pub fn is_of(&self, own: &TreeSnapshot) -> bool {
+        self.before.position() == own.position()
+    }
 }
 
 impl ResyncClient {
@@ -76,6 +89,7 @@ impl ResyncClient {
     #[must_use]
     pub fn new(index: ResyncIndex) -> Self {
         Self {
+            before: index.snapshot().clone(),
             staged: index.snapshot().clone(),
             staged_index: index.clone(),
             index,
@@ -86,9 +100,20 @@ impl ResyncClient {
             split: Vec::new(),
             list: Vec::new(),
             fetch: VecDeque::new(),
-            contents: Vec::new(),
             cost: ResyncCost::default(),
         }
+    }
+
+    /// Goes on with what another comparison has staged.
+    #[must_use]
+    pub fn resume(unfinished: Unfinished) -> Self {
+        Self { before: unfinished.before, ..Self::new(unfinished.staged) }
+    }
+
+    /// What has been staged so far, for [`Self::resume`].
+    #[must_use]
+    pub fn into_unfinished(self) -> Unfinished {
+        Unfinished { before: self.before, staged: self.staged_index.settled(self.staged) }
     }
 
     /// The next message to send now; `None`: wait for an answer, or done. Call until `None` after every answer.
@@ -180,9 +205,13 @@ impl ResyncClient {
             return Err(ResyncError::Mismatch(format!("digest {digest}, expected {}", root.digest)));
         }
         self.staged.set_position(root.position);
-        self.contents.sort_unstable();
-        self.contents.dedup();
-        Ok(Staged { before: self.index.snapshot().clone(), after: self.staged, contents: self.contents, cost: self.cost })
+        Ok(Staged::new(self.before, self.staged, self.cost))
+    }
+
+    /// How many nodes and ranges are noted down.
+    #[cfg(test)]
+    pub(super) fn noted(&self) -> usize {
+        self.split.len() + self.list.len() + self.fetch.len()
     }
 
     fn next_message(&mut self) -> Option<ResyncMessage> {
@@ -287,7 +316,6 @@ impl ResyncClient {
                 return Err(contradiction(&format!("object {} came twice", entry.path)));
             }
             self.staged_index.put(&entry);
-            self.contents.extend(entry.contents());
             self.cost.objects += 1;
             self.staged.place(entry);
         }

@@ -335,6 +335,12 @@ impl ResyncIndex {
         Arc::make_mut(&mut self.root).remove(path_hash(key), key, 0);
     }
 
+    /// Says which snapshot is ordered here.
+    pub(super) fn settled(mut self, snapshot: TreeSnapshot) -> Self {
+        self.snapshot = snapshot;
+        self
+    }
+
     pub(super) fn range(&self, first: u64, last: u64) -> Range<'_> {
         Range::beneath(&self.root, 0, first, last)
     }
@@ -386,7 +392,9 @@ impl KeptIndex {
 
     /// Makes the first one, of the state at the start.
     pub fn begin(&self, snapshot: &TreeSnapshot) {
-        *self.0.lock().unwrap_or_else(PoisonError::into_inner) = ResyncIndex::build(snapshot);
+        let mut kept = self.0.lock().unwrap_or_else(PoisonError::into_inner);
+        *kept = ResyncIndex::build(snapshot);
+        kept.root.digest();
     }
 
     /// Brings it forward to `snapshot`.
@@ -394,6 +402,8 @@ impl KeptIndex {
         let mut kept = self.0.lock().unwrap_or_else(PoisonError::into_inner);
         // Taken out, so that nobody shares what changes.
         *kept = std::mem::take(&mut *kept).forward(snapshot);
+        // So that nobody has to wait for more than what has changed since.
+        kept.root.digest();
     }
 }
 
@@ -408,9 +418,8 @@ mod tests {
     /// Its nodes are those of an index made from nothing, and every range says the same.
     fn is_as_built(index: &ResyncIndex) -> bool {
         let built = ResyncIndex::build(index.snapshot());
-        let places = |index: &ResyncIndex| {
-            index.range(0, u64::MAX).map(|place| (place.hash, place.leaf)).collect::<Vec<_>>()
-        };
+        let places =
+            |index: &ResyncIndex| index.range(0, u64::MAX).map(|place| (place.hash, place.leaf)).collect::<Vec<_>>();
         index.digest() == built.digest() && index.root.summary == built.root.summary && places(index) == places(&built)
     }
 
