@@ -54,7 +54,7 @@ fn are_equal(pair: &Pair) {
     pair.wait_in_sync();
     let [a, b] = pair.digests();
     assert!(a.is_some() && a == b, "A {a:?}, B {b:?}\n{}", pair.logs());
-    let (code, out, err) = pair.a.command(&["verify"]);
+    let (code, out, err) = pair.active().unwrap().command(&["verify"]);
     assert_eq!(code, 0, "verify: {out}{err}\n{}", pair.logs());
 }
 

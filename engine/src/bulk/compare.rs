@@ -1,7 +1,7 @@
 //! Comparisons of the tree with the peer's by digests: to take the peer's state over, or to know what differs.
 //!
-//! Always: one comparison at a time, and one snapshot served; a cut lane ends a comparison with nothing changed. What it had
-//! staged is kept for the next, so that a lane that is cut again and again still leads to an end.
+//! Always: one comparison at a time, and one snapshot served; a cut lane changes nothing. What was staged to
+//! be taken over is kept for the next lane, so that one that is cut again and again still leads to an end.
 
 use std::{collections::VecDeque, time::Instant};
 
@@ -26,6 +26,12 @@ struct Run {
     purpose: ResyncPurpose,
     client: ResyncClient,
     own: TreeSnapshot,
+}
+
+impl Run {
+    fn takes(&self) -> bool {
+        matches!(self.purpose, ResyncPurpose::Take(_))
+    }
 }
 
 /// What is compared and what is served.
@@ -97,22 +103,29 @@ impl Comparisons {
         index
     }
 
-    /// The lane was cut.
+    /// The lane was cut. A state that was to be taken over is asked for again on the next lane, from where it was.
     pub fn disconnected(&mut self) -> Vec<BulkEvent> {
         (self.server, self.wanted) = (None, false);
         self.answers.clear();
-        self.abandon("the bulk lane was cut")
+        let Some(Run { purpose: purpose @ ResyncPurpose::Take(_), client, own }) = self.run.take_if(|run| run.takes())
+        else {
+            return self.abandon("the bulk lane was cut");
+        };
+        self.unfinished = Some(client.into_unfinished());
+        self.waiting = Some((purpose, own));
+        Vec::new()
     }
 
     /// This member takes nothing over: what was staged for it is let go of.
     pub fn forget_unfinished(&mut self) {
         self.unfinished = None;
+        self.waiting.take_if(|(purpose, _)| matches!(purpose, ResyncPurpose::Take(_)));
     }
 
     fn abandon(&mut self, why: &str) -> Vec<BulkEvent> {
         let waiting = self.waiting.take().map(|(purpose, _)| purpose);
         let running = self.run.take().map(|run| {
-            if let ResyncPurpose::Take(_) = run.purpose {
+            if run.takes() {
                 self.unfinished = Some(run.client.into_unfinished());
             }
             run.purpose

@@ -174,6 +174,25 @@ mod tests {
         }
     }
 
+    // REQ: REP-001, REP-006
+    #[test]
+    fn no_difference_is_left_out_wherever_it_lies() {
+        let before = numbered(1_000);
+        let keys: Vec<String> = before.iter().map(|entry| entry.path.to_string()).collect();
+        let mut all = before.clone();
+        for (at, key) in keys.iter().enumerate().skip(2) {
+            let mut one = before.clone();
+            one.apply(&put(&format!("{key} Extension=new")), version(2_000));
+            assert_eq!(one.differences(&before).count(), 1, "{key}");
+            if at % 7 == 0 {
+                all.apply(&Change::Remove { path: path(key) }, version(3_000));
+                one.apply(&Change::Remove { path: path(key) }, version(3_000));
+                assert_eq!(one.differences(&before).count(), 1, "{key} removed");
+            }
+        }
+        assert_eq!(all.differences(&before).count(), before.len() - all.len());
+    }
+
     // REQ: REP-310, REP-008
     #[test]
     fn a_comparison_that_is_cut_again_and_again_goes_on_where_it_was() {
