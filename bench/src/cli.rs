@@ -18,18 +18,19 @@ use crate::{
     Plan,
     error::{Doing, Error, Result},
     figure::Figure,
-    floor, host, idle, latency, page, process, qos, stalled, stream, tree,
+    floor, host, idle, latency, page, process, qos, resync, stalled, stream, tree,
 };
 
 /// One scenario.
 type Scenario = fn(&Plan) -> Result<Vec<Figure>>;
 
 /// What can be measured.
-const SCENARIOS: [(&str, Scenario); 7] = [
+const SCENARIOS: [(&str, Scenario); 8] = [
     ("floor", floor::run),
     ("idle", idle::run),
     ("latency", latency::run),
     ("qos", qos::run),
+    ("resync", resync::run),
     ("stalled", stalled::run),
     ("stream", stream::run),
     ("tree", tree::run),
@@ -41,7 +42,7 @@ const RUNS: [usize; 2] = [5, 2];
 #[derive(Debug, Parser)]
 #[command(name = "ringpair-bench", version)]
 struct Options {
-    /// floor, idle, latency, qos, stalled, stream or tree; or report, which makes one HTML page of results
+    /// floor, idle, latency, qos, resync, stalled, stream or tree; or report, which makes one HTML page of results
     scenario: String,
     /// The results that `report` shows
     files: Vec<PathBuf>,
@@ -66,7 +67,7 @@ struct Options {
     /// How long one sample of load runs [default: 3, with --quick 0.3]
     #[arg(long, value_name = "S", value_parser = clap::value_parser!(u16).range(1..=3600))]
     seconds: Option<u16>,
-    /// stream: only the figure of this name
+    /// resync, stream: only the figure of this name
     #[arg(long, value_name = "NAME")]
     figure: Option<String>,
 }

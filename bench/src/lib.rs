@@ -16,6 +16,7 @@ pub mod page;
 pub mod peers;
 pub mod process;
 pub mod qos;
+pub mod resync;
 pub mod stalled;
 pub mod stream;
 pub mod tree;

@@ -283,9 +283,15 @@ fn compare(pair: &Pair) -> Result<()> {
 }
 
 /// Changes by native clients: each a transaction by itself, several in one message.
+#[derive(Debug)]
 pub(crate) struct Native {
+    /// In one message.
     changes: u64,
+    /// At which level each must be answered.
     ack: AckLevel,
+    /// Over how many objects, in turn, and which is the first.
+    pub objects: u64,
+    pub first: u64,
     /// Whether the answers of an active that is alone count.
     alone: bool,
     values: Values,
@@ -300,7 +306,8 @@ impl Native {
 
     /// `changes` in each message, with these values, each to be answered at `ack`.
     pub(crate) fn of(changes: u64, ack: AckLevel, values: Values) -> Self {
-        Self { changes, ack, alone: false, values, value: Vec::new(), request: Vec::new() }
+        let (value, request) = (Vec::new(), Vec::new());
+        Self { changes, ack, objects: OBJECTS, first: 0, alone: false, values, value, request }
     }
 
     /// As it is, but an active that is alone may answer as well.
@@ -326,10 +333,10 @@ impl Talk for Native {
     }
 
     fn ask(&mut self, number: u64, out: &mut Vec<u8>) {
-        let first = number * self.changes;
+        let first = self.first + number * self.changes;
         let start = begin_write(out, Some(self.ack), 0, first + 1);
         for change in first..first + self.changes {
-            let path = format!("/BENCH/o{:06}", change % OBJECTS);
+            let path = format!("/BENCH/o{:06}", change % self.objects);
             self.value.clear();
             self.values.push(change, &mut self.value);
             let text = self.values.are_text().then(|| std::str::from_utf8(&self.value).ok()).flatten();
@@ -351,7 +358,7 @@ impl Talk for Native {
         {
             match Said::parse(message).map_err(|error| wrong(error.to_string()))? {
                 Said::Reached(said) if (said.level == self.ack && !said.alone) || (said.alone && self.alone) => {
-                    reached += u64::from(said.count)
+                    reached += u64::from(said.count);
                 }
                 other => return Err(wrong(format!("{other:?}"))),
             }

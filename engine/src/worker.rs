@@ -234,7 +234,8 @@ fn stream_thread(
         }),
     });
     let (mut to_bulk, to_stream) = link::link();
-    let bulk = bulk_thread(config, identity, instance, opened.contents.clone(), to_stream, waker, &mut to_bulk)?;
+    let kept = (opened.contents.clone(), opened.store.index().clone());
+    let bulk = bulk_thread(config, identity, instance, kept, to_stream, waker, &mut to_bulk)?;
     let core = core_config(config, options);
     let mut start = opened.start;
     start.fresh_history = ringpair_wire::id::HistoryId(random()?);
@@ -275,7 +276,7 @@ fn bulk_thread(
     config: &Arc<Config>,
     identity: Option<Arc<Identity>>,
     instance: u64,
-    contents: crate::ds::ContentStore,
+    (contents, index): (crate::ds::ContentStore, crate::ds::resync::KeptIndex),
     mut stream: link::BulkSide,
     stream_waker: Waker,
     to_bulk: &mut link::StreamSide,
@@ -297,7 +298,7 @@ fn bulk_thread(
             Err(error) => return drop(sender.send(Err(error))),
         };
         let _ = sender.send(Ok(driver.waker()));
-        let bulk = Bulk::new(bulk::Parts { driver, transport, stream, contents, base, instance, compression });
+        let bulk = Bulk::new(bulk::Parts { driver, transport, stream, contents, index, base, instance, compression });
         if let Err(error) = bulk.run() {
             tracing::error!(%error, "the bulk thread's driver failed");
         }

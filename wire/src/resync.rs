@@ -111,7 +111,7 @@ pub enum ResyncMessage {
         position: Position,
         /// What the whole tree holds.
         summary: Summary,
-        /// The digest of the whole tree (interface §8): checked when everything has been staged.
+        /// The digest of all objects with their versions (W-82): checked when everything has been staged.
         digest: [u8; 32],
     },
     /// Request: what do the 16 children of these nodes hold?

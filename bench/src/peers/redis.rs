@@ -8,7 +8,7 @@ use std::{
     os::unix::net::UnixStream,
     path::{Path, PathBuf},
     process::Command,
-    time::Duration,
+    time::{Duration, Instant},
 };
 
 use super::free_port;
@@ -29,6 +29,7 @@ pub struct Redis {
     _master: Server,
     socket: PathBuf,
     replica_socket: PathBuf,
+    port: u16,
 }
 
 impl Redis {
@@ -46,6 +47,8 @@ impl Redis {
             command.args(["--port", &port.to_string(), "--bind", "127.0.0.1", "--save", "", "--daemonize", "no"]);
             command.arg("--dir").arg(&dir).arg("--unixsocket").arg(&socket);
             command.args(["--appendonly", if fsync { "yes" } else { "no" }, "--appendfsync", "always"]);
+            // A full synchronization begins at once, and objects can be made by the server itself.
+            command.args(["--repl-diskless-sync-delay", "0", "--enable-debug-command", "yes"]);
             Ok((Server::start(command.args(more))?, socket))
         };
         let kind = if fsync { "fsync" } else { "plain" };
@@ -54,9 +57,49 @@ impl Redis {
         let (replica, replica_socket) =
             start(&format!("replica-{kind}"), free_port()?, &["--replicaof", "127.0.0.1", &of])?;
         wait_for("redis' replica follows", PATIENCE, || {
-            info(&socket).ok().filter(|text| text.contains("state=online"))
+            info(&socket, "replication").ok().filter(|text| text.contains("state=online"))
         })?;
-        Ok(Self { _replica: replica, _master: master, socket, replica_socket })
+        Ok(Self { _replica: replica, _master: master, socket, replica_socket, port })
+    }
+
+    /// Makes `keys` keys with values of `bytes` bytes, and waits until the replica has them.
+    ///
+    /// # Errors
+    /// When redis does not answer as expected.
+    pub fn populate(&self, keys: u64, bytes: usize) -> Result<()> {
+        command(&self.socket, &format!("DEBUG POPULATE {keys} key {bytes}"), "+OK")?;
+        // It is not replicated by itself.
+        self.synchronize_wholly().map(drop)
+    }
+
+    /// Makes the replica one of another history, which follows again: how long its full synchronization takes.
+    ///
+    /// # Errors
+    /// When redis does not answer as expected, or synchronizes in part.
+    pub fn synchronize_wholly(&self) -> Result<Duration> {
+        let wholly = || number_of(&self.socket, "stats", "sync_full:");
+        let before = wholly()?;
+        command(&self.replica_socket, "REPLICAOF NO ONE", "+OK")?;
+        command(&self.replica_socket, "SET apart 1", "+OK")?;
+        let start = Instant::now();
+        command(&self.replica_socket, &format!("REPLICAOF 127.0.0.1 {}", self.port), "+OK")?;
+        wait_for("redis' replica is whole", PATIENCE, || {
+            let text = info(&self.replica_socket, "replication").ok()?;
+            (text.contains("master_link_status:up") && text.contains("master_sync_in_progress:0")).then_some(())
+        })?;
+        let took = start.elapsed();
+        if wholly()? != before + 1 {
+            return Err(Error::Failed("redis did not synchronize wholly".into()));
+        }
+        Ok(took)
+    }
+
+    /// Kills the connection to the replica, which dials again.
+    ///
+    /// # Errors
+    /// When redis does not answer as expected.
+    pub fn kill_replicas(&self) -> Result<()> {
+        command(&self.socket, "CLIENT KILL TYPE replica", ":1")
     }
 
     /// Where the master is asked.
@@ -72,13 +115,31 @@ impl Redis {
     }
 }
 
-fn info(socket: &Path) -> Result<String> {
+/// Asks one thing; the answer, as far as it comes at once.
+fn ask(socket: &Path, what: &str) -> Result<String> {
     let mut stream = UnixStream::connect(socket).doing("connecting to redis")?;
     stream.set_read_timeout(Some(PATIENCE)).doing("a socket")?;
-    stream.write_all(b"INFO replication\r\n").doing("asking redis")?;
+    stream.write_all(format!("{what}\r\n").as_bytes()).doing("asking redis")?;
     let mut answer = vec![0; 16 << 10];
     let bytes = stream.read(&mut answer).doing("hearing redis")?;
     Ok(String::from_utf8_lossy(&answer[..bytes]).into_owned())
+}
+
+fn info(socket: &Path, section: &str) -> Result<String> {
+    ask(socket, &format!("INFO {section}"))
+}
+
+fn command(socket: &Path, what: &str, expected: &str) -> Result<()> {
+    match ask(socket, what)? {
+        answer if answer.trim_end() == expected => Ok(()),
+        answer => Err(Error::Failed(format!("redis answered {answer:?} to {what:?}"))),
+    }
+}
+
+fn number_of(socket: &Path, section: &str, name: &str) -> Result<u64> {
+    let text = info(socket, section)?;
+    let found = text.lines().find_map(|line| line.strip_prefix(name)?.trim().parse().ok());
+    found.ok_or_else(|| Error::Failed(format!("redis says no {name}")))
 }
 
 /// SETs, and one WAIT where the replica must have them.

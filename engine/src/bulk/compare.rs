@@ -1,8 +1,9 @@
 //! Comparisons of the tree with the peer's by digests: to take the peer's state over, or to know what differs.
 //!
-//! Always: one comparison at a time, and one snapshot served; a cut lane ends a comparison with nothing changed.
+//! Always: one comparison at a time, and one snapshot served; a cut lane changes nothing. What was staged to
+//! be taken over is kept for the next lane, so that one that is cut again and again still leads to an end.
 
-use std::collections::VecDeque;
+use std::{collections::VecDeque, time::Instant};
 
 use ringpair_wire::{codec::Codec, id::Seq, resync::ResyncMessage};
 
@@ -11,7 +12,7 @@ use crate::{
     api::backend::Difference,
     ds::{
         TreeSnapshot,
-        resync::{ResyncClient, ResyncIndex, ResyncServer, WINDOW},
+        resync::{KeptIndex, ResyncClient, ResyncIndex, ResyncServer, Unfinished, WINDOW},
         tree::Difference as TreeDifference,
     },
 };
@@ -27,12 +28,20 @@ struct Run {
     own: TreeSnapshot,
 }
 
+impl Run {
+    fn takes(&self) -> bool {
+        matches!(self.purpose, ResyncPurpose::Take(_))
+    }
+}
+
 /// What is compared and what is served.
-#[derive(Default)]
 pub struct Comparisons {
+    index: KeptIndex,
     /// Waits for the lane.
     waiting: Option<(ResyncPurpose, TreeSnapshot)>,
     run: Option<Run>,
+    /// What a comparison for taking over had staged when it was cut.
+    unfinished: Option<Unfinished>,
     server: Option<ResyncServer>,
     /// The peer's `Begin` waits for a snapshot.
     wanted: bool,
@@ -40,6 +49,20 @@ pub struct Comparisons {
 }
 
 impl Comparisons {
+    /// Nothing compared; what is compared is ordered by way of `index`.
+    #[must_use]
+    pub fn new(index: KeptIndex) -> Self {
+        Self {
+            index,
+            waiting: None,
+            run: None,
+            unfinished: None,
+            server: None,
+            wanted: false,
+            answers: VecDeque::new(),
+        }
+    }
+
     /// Begins a comparison, as soon as the lane is up; an earlier one ends.
     pub fn begin(&mut self, purpose: ResyncPurpose, own: TreeSnapshot, connected: bool) -> Vec<BulkEvent> {
         let events = self.abandon("another comparison was begun");
@@ -53,14 +76,18 @@ impl Comparisons {
     /// The lane is up: what waited for it begins.
     pub fn connected(&mut self) {
         if let Some((purpose, own)) = self.waiting.take() {
-            let client = ResyncClient::new(ResyncIndex::build(&own));
+            let unfinished = self.unfinished.take_if(|_| matches!(purpose, ResyncPurpose::Take(_)));
+            let client = match unfinished.filter(|unfinished| unfinished.is_of(&own)) {
+                Some(unfinished) => ResyncClient::resume(unfinished),
+                None => ResyncClient::new(self.index_of(&own)),
+            };
             self.run = Some(Run { purpose, client, own });
         }
     }
 
     /// The snapshot that was wanted: from now on the peer compares with it.
     pub fn serve(&mut self, snapshot: TreeSnapshot) {
-        let server = ResyncServer::new(ResyncIndex::build(&snapshot));
+        let server = ResyncServer::new(self.index_of(&snapshot));
         if std::mem::take(&mut self.wanted)
             && let Ok(answer) = server.handle(&ResyncMessage::Begin)
         {
@@ -69,16 +96,40 @@ impl Comparisons {
         self.server = Some(server);
     }
 
-    /// The lane was cut.
+    fn index_of(&self, snapshot: &TreeSnapshot) -> ResyncIndex {
+        let began = Instant::now();
+        let index = self.index.of(snapshot);
+        tracing::debug!(objects = snapshot.len(), took = ?began.elapsed(), "ordered by path hash");
+        index
+    }
+
+    /// The lane was cut. A state that was to be taken over is asked for again on the next lane, from where it was.
     pub fn disconnected(&mut self) -> Vec<BulkEvent> {
         (self.server, self.wanted) = (None, false);
         self.answers.clear();
-        self.abandon("the bulk lane was cut")
+        let Some(Run { purpose: purpose @ ResyncPurpose::Take(_), client, own }) = self.run.take_if(|run| run.takes())
+        else {
+            return self.abandon("the bulk lane was cut");
+        };
+        self.unfinished = Some(client.into_unfinished());
+        self.waiting = Some((purpose, own));
+        Vec::new()
+    }
+
+    /// This member takes nothing over: what was staged for it is let go of.
+    pub fn forget_unfinished(&mut self) {
+        self.unfinished = None;
+        self.waiting.take_if(|(purpose, _)| matches!(purpose, ResyncPurpose::Take(_)));
     }
 
     fn abandon(&mut self, why: &str) -> Vec<BulkEvent> {
         let waiting = self.waiting.take().map(|(purpose, _)| purpose);
-        let running = self.run.take().map(|run| run.purpose);
+        let running = self.run.take().map(|run| {
+            if run.takes() {
+                self.unfinished = Some(run.client.into_unfinished());
+            }
+            run.purpose
+        });
         waiting.into_iter().chain(running).map(|purpose| failed(purpose, why.into())).collect()
     }
 
@@ -139,7 +190,10 @@ fn failed(purpose: ResyncPurpose, why: String) -> BulkEvent {
 
 fn finish(run: Run) -> BulkEvent {
     let staged = match run.client.finish() {
-        Ok(staged) => staged,
+        Ok(staged) => {
+            tracing::debug!(cost = ?staged.cost(), "compared");
+            staged
+        }
         Err(error) => return failed(run.purpose, error.to_string()),
     };
     match run.purpose {

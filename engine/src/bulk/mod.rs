@@ -31,7 +31,7 @@ use self::{
 };
 use crate::{
     config::CompressionLevel,
-    ds::ContentStore,
+    ds::{ContentStore, resync::KeptIndex},
     mirror::{
         MirrorBase, MirrorError, MirrorMessage, MirrorStatus, Sink, SinkOptions, Source, SourceEvent, SourceOptions,
     },
@@ -63,6 +63,8 @@ pub struct Parts {
     pub stream: BulkSide,
     /// Large values.
     pub contents: ContentStore,
+    /// The tree by path hash, for comparisons.
+    pub index: KeptIndex,
     /// Where mirrored directories lie, and where never.
     pub base: MirrorBase,
     /// Drawn at this worker's start.
@@ -122,7 +124,7 @@ impl Bulk {
             dial: false,
             next_dial: now,
             contents: Contents::new(parts.contents),
-            comparisons: Comparisons::default(),
+            comparisons: Comparisons::new(parts.index),
             packer: Packer::new(parts.compression),
             credit: Credit::default(),
             watched: None,
@@ -207,6 +209,7 @@ impl Bulk {
             }
             BulkCommand::Adopt(detached) => self.transport.adopt(*detached, now),
             BulkCommand::BecomeActive { epoch, roots } => {
+                self.comparisons.forget_unfinished();
                 let options = SourceOptions { epoch, base: self.base.clone(), roots, force_inotify: false };
                 let mut source = Source::new(options);
                 if self.conn.is_some() {
@@ -292,7 +295,10 @@ impl Bulk {
                         self.down(now);
                     }
                 }
-                TransportEvent::DialFailed { .. } => self.next_dial = now + REDIAL,
+                TransportEvent::DialFailed { reason, .. } => {
+                    tracing::debug!(%reason, "bulk dial failed");
+                    self.next_dial = now + REDIAL;
+                }
                 TransportEvent::Message { conn, kind, body } => {
                     if self.conn == Some(conn)
                         && let Err(why) = self.message(kind, &body)
@@ -308,6 +314,7 @@ impl Bulk {
 
     fn up(&mut self, conn: ConnId) {
         let was_up = self.conn.replace(conn).is_some();
+        tracing::debug!(was_up, "bulk lane up");
         let now = self.mirror_now();
         if was_up {
             self.disconnected();
@@ -495,6 +502,7 @@ impl Bulk {
         let Some(path) = self.path.filter(|_| self.dial && self.conn.is_none() && self.next_dial <= now) else {
             return;
         };
+        tracing::debug!("bulk dial");
         if self.transport.dial(LaneKind::Bulk, path, now).is_err() {
             self.next_dial = now + REDIAL;
         } else {

@@ -5,8 +5,8 @@
 //! wire follows the number of differences; memory holds the requests under way and what differs. Never: a message that
 //! depends on more than the leader's snapshot, an unbounded answer, or a decision to apply: [`Staged`] is the caller's.
 //!
-//! [`ResyncIndex::build`] and [`ResyncClient::finish`] look at every object (about a second for a million): call them
-//! on a thread that may take that long. Everything else costs what the message costs.
+//! [`ResyncIndex::build`] looks at every object (about a second for a million): that is done once, behind the first
+//! checkpoint. From then on [`KeptIndex`] is brought forward by what differs; everything else costs what the message costs.
 
 mod client;
 mod index;
@@ -14,8 +14,8 @@ mod server;
 
 use std::sync::Arc;
 
-pub use client::{ResyncClient, ResyncCost, WINDOW};
-pub use index::ResyncIndex;
+pub use client::{ResyncClient, ResyncCost, Unfinished, WINDOW};
+pub use index::{KeptIndex, ResyncIndex};
 use ringpair_wire::{
     ds::{ContentId, DsPath},
     id::Seq,
@@ -72,6 +72,20 @@ pub struct Divergent {
 }
 
 impl Staged {
+    fn new(before: TreeSnapshot, after: TreeSnapshot, cost: ResyncCost) -> Self {
+        let mut contents: Vec<(ContentId, u64)> = after
+            .differences(&before)
+            .filter_map(|difference| match difference {
+                Difference::Added(new) | Difference::Changed { new, .. } => Some(new.contents()),
+                Difference::Removed(_) => None,
+            })
+            .flatten()
+            .collect();
+        contents.sort_unstable();
+        contents.dedup();
+        Self { before, after, contents, cost }
+    }
+
     /// The state to take, at the leader's position.
     #[must_use]
     pub const fn state(&self) -> &TreeSnapshot {
@@ -149,6 +163,88 @@ mod tests {
         }
         tree.set_position(position(count));
         tree
+    }
+
+    /// Answers `client` until it is done or `messages` have been answered.
+    fn exchange(leader: &TreeSnapshot, client: &mut ResyncClient, messages: usize) {
+        let server = ResyncServer::new(ResyncIndex::build(leader));
+        for _ in 0..messages {
+            let Some(request) = client.poll() else { return };
+            client.handle(server.handle(&request).unwrap()).unwrap();
+        }
+    }
+
+    // REQ: REP-001, REP-006
+    #[test]
+    fn no_difference_is_left_out_wherever_it_lies() {
+        let before = numbered(1_000);
+        let keys: Vec<String> = before.iter().map(|entry| entry.path.to_string()).collect();
+        let mut all = before.clone();
+        for (at, key) in keys.iter().enumerate().skip(2) {
+            let mut one = before.clone();
+            one.apply(&put(&format!("{key} Extension=new")), version(2_000));
+            assert_eq!(one.differences(&before).count(), 1, "{key}");
+            if at % 7 == 0 {
+                all.apply(&Change::Remove { path: path(key) }, version(3_000));
+                one.apply(&Change::Remove { path: path(key) }, version(3_000));
+                assert_eq!(one.differences(&before).count(), 1, "{key} removed");
+            }
+        }
+        assert_eq!(all.differences(&before).count(), before.len() - all.len());
+    }
+
+    // REQ: REP-310, REP-008
+    #[test]
+    fn a_comparison_that_is_cut_again_and_again_goes_on_where_it_was() {
+        const MESSAGES: usize = 6;
+        let mut leader = numbered(8_000);
+        let follower = tree(&["/config/users/user3 Extension=mine", "/only/here x=1"]);
+        let mut client = ResyncClient::new(ResyncIndex::build(&follower));
+        exchange(&leader, &mut client, MESSAGES);
+        assert!(!client.is_done(), "more than one connection's worth");
+        let mut received = 0;
+        for cut in 0.. {
+            assert!(cut < 20, "cut after each {MESSAGES} messages it never comes to its end");
+            received += client.cost().objects;
+            let unfinished = client.into_unfinished();
+            assert!(unfinished.is_of(&follower) && !unfinished.is_of(&leader));
+            client = ResyncClient::resume(unfinished);
+            // The leader goes on meanwhile.
+            leader.apply(&put(&format!("/CONFIG/Users/user{cut} Extension=new")), version(9_000 + cut));
+            leader.set_position(position(9_000 + cut));
+            exchange(&leader, &mut client, MESSAGES);
+            if client.is_done() {
+                break;
+            }
+        }
+        received += client.cost().objects;
+        assert!((8_001..8_100).contains(&received), "each object came once, or again where it had changed: {received}");
+        let staged = client.finish().unwrap();
+        assert!(equal(staged.state(), &leader));
+        assert_eq!(staged.divergent(Seq(0)).count(), 5, "all that the follower had, parents included");
+    }
+
+    // REQ: REP-310
+    #[test]
+    fn what_is_noted_down_is_bounded_however_much_differs() {
+        let leader = numbered(60_000);
+        let mut follower = TreeSnapshot::default();
+        for n in 0..60_000 {
+            follower.apply(&put(&format!("/CONFIG/Users/user{n} Extension=other")), version(n + 1));
+        }
+        let server = ResyncServer::new(ResyncIndex::build(&leader));
+        let mut client = ResyncClient::new(ResyncIndex::build(&follower));
+        let (mut wire, mut most) = (VecDeque::new(), 0);
+        while !client.is_done() {
+            while let Some(request) = client.poll() {
+                wire.push_back(server.handle(&request).unwrap());
+            }
+            most = most.max(client.noted());
+            client.handle(wire.pop_front().unwrap()).unwrap();
+        }
+        assert_eq!(client.cost().objects, 60_000);
+        assert!(most < 12_000, "{most} nodes and ranges at once");
+        assert!(equal(client.finish().unwrap().state(), &leader));
     }
 
     // REQ: REP-003, REP-004, REP-008

@@ -22,7 +22,10 @@ use ringpair_wire::{
     id::{Position, Seq},
 };
 
-use crate::ds::tree::{Difference, Entry, TreeSnapshot};
+use crate::ds::{
+    resync::KeptIndex,
+    tree::{Difference, Entry, TreeSnapshot},
+};
 
 /// Memory that the store may use for pages, in bytes.
 const CACHE_BYTES: usize = 8 << 20;
@@ -134,6 +137,7 @@ pub struct StateStore {
     db: Option<Database>,
     stored: TreeSnapshot,
     meta: Meta,
+    index: KeptIndex,
 }
 
 impl StateStore {
@@ -149,7 +153,7 @@ impl StateStore {
             let (stored, meta) = load(&db, &path)?;
             Ok((db, stored, meta))
         })?;
-        Ok(Self { path, db: Some(db), stored, meta })
+        Ok(Self { path, db: Some(db), stored, meta, index: KeptIndex::default() })
     }
 
     /// Moves a damaged store out of the way (`state.redb.damaged`, replacing an earlier one), so that it can be opened
@@ -168,6 +172,12 @@ impl StateStore {
     #[must_use]
     pub const fn stored(&self) -> &TreeSnapshot {
         &self.stored
+    }
+
+    /// The index by path hash that follows what is stored, once a [`Checkpointer`] runs.
+    #[must_use]
+    pub const fn index(&self) -> &KeptIndex {
+        &self.index
     }
 
     /// Makes the store hold `state`, whatever that is: the differences to what it holds and the position, in one step.
@@ -417,6 +427,7 @@ impl Drop for Checkpointer {
 }
 
 fn run(mut store: StateStore, shared: &Shared, report: &dyn Fn(Checkpoint)) {
+    store.index.begin(&store.stored);
     loop {
         let (state, replacing) = {
             let mut mailbox = shared.lock();
@@ -444,6 +455,8 @@ fn run(mut store: StateStore, shared: &Shared, report: &dyn Fn(Checkpoint)) {
         };
         drop(state);
         report(outcome);
+        // Behind the report: a resynchronization waits for that.
+        store.index.follow(&store.stored);
     }
 }
 

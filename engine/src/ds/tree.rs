@@ -6,12 +6,13 @@
 //! that is refused here — validation happened in [`crate::ds::edit`], before the change became history.
 
 use std::{
+    cmp::Ordering,
     fmt,
     ops::{Bound, Deref},
     sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError},
 };
 
-use imbl::{OrdMap, ordmap::DiffItem};
+use imbl::OrdMap;
 use ringpair_wire::{
     ds::{Attribute, Change, ContentId, DsPath, Object, PathKey, Value},
     id::{Position, Version},
@@ -202,12 +203,31 @@ impl TreeSnapshot {
         digest::of_entries(self.subtree(path))
     }
 
-    /// The differences from `older` to this snapshot, in the order of paths. What the two share costs nothing.
+    /// The differences from `older` to this snapshot, in the order of paths. Goes through both: `imbl`'s own difference
+    /// (6.1.0) leaves out the first entry of a leaf that follows a shared one. What is shared is told by its address.
     pub fn differences<'a>(&'a self, older: &'a Self) -> impl Iterator<Item = Difference<'a>> {
-        older.map.diff(&self.map).map(|item| match item {
-            DiffItem::Add(_, new) => Difference::Added(new),
-            DiffItem::Update { old: (_, old), new: (_, new) } => Difference::Changed { old, new },
-            DiffItem::Remove(_, old) => Difference::Removed(old),
+        let same = self.map.ptr_eq(&older.map);
+        let mut before = older.map.iter().filter(move |_| !same).peekable();
+        let mut after = self.map.iter().filter(move |_| !same).peekable();
+        std::iter::from_fn(move || {
+            loop {
+                let order = match (before.peek(), after.peek()) {
+                    (Some((old, _)), Some((new, _))) => old.cmp(new),
+                    (Some(_), None) => Ordering::Less,
+                    (None, Some(_)) => Ordering::Greater,
+                    (None, None) => return None,
+                };
+                match order {
+                    Ordering::Less => return before.next().map(|(_, old)| Difference::Removed(old)),
+                    Ordering::Greater => return after.next().map(|(_, new)| Difference::Added(new)),
+                    Ordering::Equal => {
+                        let ((_, old), (_, new)) = (before.next()?, after.next()?);
+                        if !Arc::ptr_eq(old, new) && old != new {
+                            return Some(Difference::Changed { old, new });
+                        }
+                    }
+                }
+            }
         })
     }
 

@@ -168,3 +168,80 @@ impl Source {
         }
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use ringpair_wire::{
+        compress::{Compression, Compressor},
+        ds::{Change, DsPath},
+        frame_builder::FrameBuilder,
+        id::{Epoch, HistoryId},
+        record::{Part, Record},
+    };
+
+    use super::*;
+    use crate::{
+        journal::{Journal, JournalOptions},
+        ring::{Driver, DriverChoice, DriverOptions},
+    };
+
+    /// Appends `count` frames of 20 kB each behind `end`, all synced; their bytes.
+    fn append(journal: &mut Journal, history: HistoryId, count: usize) -> Vec<(Shared, Position)> {
+        let options = DriverOptions { choice: DriverChoice::Plain, ..DriverOptions::default() };
+        let mut driver = Driver::new(&options).unwrap();
+        let mut builder = FrameBuilder::after(history, Epoch(1), journal.end());
+        let (mut appended, mut completions, mut events) = (Vec::new(), Vec::new(), Vec::new());
+        for number in 0..count {
+            let class: String = (0..20_000).map(|at| char::from(b'a' + ((number * 7 + at * at) % 26) as u8)).collect();
+            let path = DsPath::parse(&format!("/O{number}")).unwrap();
+            let change = Change::Put { path, class: Some(class.into()), replace: true, attributes: Vec::new() };
+            builder.push(&Record::Ds { part: Part::Whole, change }).unwrap();
+            let sealed = builder.finish(&mut Compressor::new(Compression::Off)).unwrap();
+            let bytes = Shared::from(sealed.bytes);
+            journal.append(bytes.clone(), sealed.position).unwrap();
+            appended.push((bytes, sealed.position));
+            for _ in 0..10_000 {
+                journal.pump(&mut driver);
+                if journal.synced() == sealed.position {
+                    break;
+                }
+                driver.turn(Some(std::time::Duration::from_millis(10)), &mut completions).unwrap();
+                for completion in completions.drain(..) {
+                    journal.on_completion(completion, &mut events);
+                }
+            }
+            assert_eq!(journal.synced(), sealed.position, "{events:?}");
+        }
+        appended
+    }
+
+    // REQ: REP-310, REP-008
+    #[test]
+    fn a_follower_that_comes_back_gets_the_journal_as_it_lies_and_memory_holds_no_more_of_it() {
+        let dir = tempfile::tempdir().unwrap();
+        let history = HistoryId([3; 16]);
+        let (mut journal, _) = Journal::open(&dir.path().join("journal"), JournalOptions::default()).unwrap();
+        journal.reset(history, Position::default()).unwrap();
+        let frames = append(&mut journal, history, 400);
+        let mut feed = Feed::new(journal.reader());
+        let mut first = Seq(1);
+        for (bytes, end) in &frames {
+            feed.closed(bytes.clone(), first, *end);
+            first = Seq(end.seq.0 + 1);
+            assert!(feed.recent_bytes <= KEPT_BYTES);
+        }
+        assert!(feed.recent.len() < frames.len() / 2, "most of it lies on the disk only");
+        feed.stream_from(Position::default());
+        for (number, (bytes, _)) in frames.iter().enumerate() {
+            let Next::Frame(sent) = feed.next(Seq(u64::MAX)).unwrap() else { panic!("no frame {number}") };
+            assert_eq!(sent[..], bytes[..], "frame {number} is sent as it was written");
+        }
+        assert!(matches!(feed.next(Seq(u64::MAX)), Ok(Next::Nothing)));
+        // Not past what is permitted, from wherever it comes.
+        for from in [0, 399] {
+            feed.stream_from(frames.get(from).map_or(Position::default(), |(_, end)| *end));
+            let through = frames[from].1.seq;
+            assert!(matches!(feed.next(through), Ok(Next::Nothing)), "from {from}");
+        }
+    }
+}

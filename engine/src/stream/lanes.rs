@@ -2,7 +2,7 @@
 //!
 //! Always: at most one attempt under way for each lane and path; data takes main while that can be used, else aux, and
 //! goes home to main once that has stood for a while. A ds lane on the other path is not waited for: a new one takes
-//! its place. Never: a decision about roles; who dials ds is told by the caller.
+//! its place. What is lost is dialed again at once, what cannot be reached at a pace. Never: a decision about roles; who dials ds is told by the caller.
 
 use std::time::Duration;
 
@@ -133,9 +133,11 @@ impl Lanes {
 
     /// A connection went down; whether it was one of these lanes (not replaced by a newer connection before).
     pub fn down(&mut self, conn: ConnId, lane: LaneKind, path: PathKind, now: Instant) -> bool {
-        let next_dial = now.plus(self.redial);
+        let redial = self.redial;
         match self.lane(lane, path) {
             Some(lane) if lane.conn == Some(conn) => {
+                // What stood for a while is dialed again at once; what goes down as soon as it is up has its pace.
+                let next_dial = if now.since(lane.since) >= redial { now } else { now.plus(redial) };
                 *lane = Lane { next_dial, ..Lane::default() };
                 true
             }
@@ -251,6 +253,22 @@ mod tests {
         assert_eq!(lanes.conn(Channel::Ds), Some(on_aux), "a failed attempt costs nothing");
         assert_eq!(lanes.next_timeout(true), Some(at(3_150)));
         assert_eq!(lanes.due(at(3_150), true), [DS_ON_MAIN]);
+    }
+
+    // REQ: REP-008
+    #[test]
+    fn a_lane_that_is_lost_is_dialed_again_at_once_and_one_that_flaps_at_its_pace() {
+        let (mut lanes, [ds, again]) = both_up();
+        lanes.choose_data_path([true; 2], at(1_000));
+        assert!(lanes.down(ds, LaneKind::Ds, PathKind::Main, at(1_000)));
+        assert_eq!(lanes.next_timeout(true), Some(at(1_000)));
+        assert_eq!(lanes.due(at(1_000), true), [DS_ON_MAIN]);
+        lanes.up(again, LaneKind::Ds, PathKind::Main, at(1_001));
+        assert!(lanes.down(again, LaneKind::Ds, PathKind::Main, at(1_002)));
+        assert_eq!(lanes.due(at(1_051), true), []);
+        assert_eq!(lanes.due(at(1_052), true), [DS_ON_MAIN]);
+        lanes.dial_failed(LaneKind::Ds, PathKind::Main, at(1_060));
+        assert_eq!((lanes.due(at(1_109), true), lanes.due(at(1_110), true)), (vec![], vec![DS_ON_MAIN]));
     }
 
     #[test]

@@ -325,9 +325,11 @@ fn archive_records(
     through: Seq,
     epoch: Epoch,
 ) -> Result<u64, JobError> {
-    // What the journal has let go of is known by the state alone.
-    let trimmed = changed_after(state, after).filter(|(version, _)| version.seq <= reader.oldest().seq);
-    let mut changes: Vec<(Version, Change)> = trimmed.collect();
+    let mut changes: Vec<(Version, Change)> = Vec::new();
+    // What the journal has let go of is known by the state alone, which is gone through whole for it.
+    if reader.oldest().seq > after {
+        changes.extend(changed_after(state, after).filter(|(version, _)| version.seq <= reader.oldest().seq));
+    }
     let mut open = Vec::new();
     let mut common = reader.start_before(after);
     let mut cursor = reader.after(&common)?;

@@ -10,15 +10,12 @@ use std::{
 
 use ringpair_wire::{
     codec::Codec,
-    ds::{ContentId, DsPath, Object},
+    ds::Object,
     id::Position,
     resync::{HashRange, Item, MAX_NODES, MAX_RANGES, Prefix, ResyncMessage, Summary},
 };
 
-use super::{
-    ResyncError, ResyncIndex, Staged,
-    index::{leaf, path_hash},
-};
+use super::{ResyncError, ResyncIndex, Staged, index::path_hash};
 use crate::ds::{
     digest::Digest,
     tree::{Entry, TreeSnapshot},
@@ -54,11 +51,21 @@ pub struct ResyncCost {
     pub objects: u64,
 }
 
+/// What a comparison that was cut has staged: the next one goes on from there, whatever the leader has by then.
+pub struct Unfinished {
+    before: TreeSnapshot,
+    staged: ResyncIndex,
+}
+
 /// The follower's end.
 pub struct ResyncClient {
+    /// The follower's own state.
+    before: TreeSnapshot,
+    /// What is compared: that state, or what an earlier comparison made of it.
     index: ResyncIndex,
     staged: TreeSnapshot,
-    sum: u128,
+    /// The index of what is staged.
+    staged_index: ResyncIndex,
     root: Option<LeaderRoot>,
     asked: HashMap<u32, Asked>,
     next_request: u32,
@@ -66,20 +73,26 @@ pub struct ResyncClient {
     split: Vec<Prefix>,
     list: Vec<Prefix>,
     fetch: VecDeque<HashRange>,
-    contents: Vec<(ContentId, u64)>,
     cost: ResyncCost,
+}
+
+impl Unfinished {
+    /// Whether it was begun with this state.
+    #[must_use]
+    pub fn is_of(&self, own: &TreeSnapshot) -> bool {
+        self.before.position() == own.position()
+    }
 }
 
 impl ResyncClient {
     /// Compares against the follower's own snapshot.
     #[must_use]
     pub fn new(index: ResyncIndex) -> Self {
-        let staged = index.snapshot.clone();
-        let sum = index.total;
         Self {
+            before: index.snapshot().clone(),
+            staged: index.snapshot().clone(),
+            staged_index: index.clone(),
             index,
-            staged,
-            sum,
             root: None,
             asked: HashMap::new(),
             next_request: 0,
@@ -87,9 +100,20 @@ impl ResyncClient {
             split: Vec::new(),
             list: Vec::new(),
             fetch: VecDeque::new(),
-            contents: Vec::new(),
             cost: ResyncCost::default(),
         }
+    }
+
+    /// Goes on with what another comparison has staged.
+    #[must_use]
+    pub fn resume(unfinished: Unfinished) -> Self {
+        Self { before: unfinished.before, ..Self::new(unfinished.staged) }
+    }
+
+    /// What has been staged so far, for [`Self::resume`].
+    #[must_use]
+    pub fn into_unfinished(self) -> Unfinished {
+        Unfinished { before: self.before, staged: self.staged_index.settled(self.staged) }
     }
 
     /// The next message to send now; `None`: wait for an answer, or done. Call until `None` after every answer.
@@ -163,7 +187,7 @@ impl ResyncClient {
         self.cost
     }
 
-    /// Checks what was staged against what the leader said, and hands it out. Looks at every object.
+    /// Checks what was staged against what the leader said, and hands it out.
     ///
     /// # Errors
     /// [`ResyncError::Mismatch`]; [`ResyncError::Unexpected`] before [`is_done`](Self::is_done).
@@ -172,18 +196,22 @@ impl ResyncClient {
         let Some(root) = self.root.filter(|_| done) else {
             return Err(ResyncError::Unexpected("finish before the end"));
         };
-        let got = Summary { count: self.staged.len() as u64, sum: self.sum };
-        if got != root.summary {
+        let got = self.staged_index.summary(Prefix::ROOT);
+        if got != root.summary || self.staged.len() as u64 != got.count {
             return Err(ResyncError::Mismatch(format!("{} objects, expected {}", got.count, root.summary.count)));
         }
-        let (digest, _) = self.staged.digest(&DsPath::root());
+        let digest = self.staged_index.digest();
         if digest != root.digest {
             return Err(ResyncError::Mismatch(format!("digest {digest}, expected {}", root.digest)));
         }
         self.staged.set_position(root.position);
-        self.contents.sort_unstable();
-        self.contents.dedup();
-        Ok(Staged { before: self.index.snapshot, after: self.staged, contents: self.contents, cost: self.cost })
+        Ok(Staged::new(self.before, self.staged, self.cost))
+    }
+
+    /// How many nodes and ranges are noted down.
+    #[cfg(test)]
+    pub(super) fn noted(&self) -> usize {
+        self.split.len() + self.list.len() + self.fetch.len()
     }
 
     fn next_message(&mut self) -> Option<ResyncMessage> {
@@ -248,10 +276,9 @@ impl ResyncClient {
 
     /// Takes the own objects of a range out of what is staged.
     fn drop_range(&mut self, first: u64, last: u64) {
-        for index in self.index.bounds(first, last) {
-            let key = self.index.places[index].entry.path.shared_key();
-            if let Some(entry) = self.staged.displace(&key) {
-                self.sum = self.sum.wrapping_sub(leaf(&entry));
+        for place in self.index.range(first, last) {
+            if let Some(entry) = self.staged.displace(place.entry.path.key()) {
+                self.staged_index.remove(&entry);
             }
         }
     }
@@ -288,8 +315,7 @@ impl ResyncClient {
             if self.staged.get(&entry.path).is_some() {
                 return Err(contradiction(&format!("object {} came twice", entry.path)));
             }
-            self.sum = self.sum.wrapping_add(leaf(&entry));
-            self.contents.extend(entry.contents());
+            self.staged_index.put(&entry);
             self.cost.objects += 1;
             self.staged.place(entry);
         }

@@ -4,7 +4,6 @@
 
 use ringpair_wire::{
     codec::{Codec, Writer},
-    ds::DsPath,
     id::Position,
     resync::{BATCH_BYTES, HashRange, MAX_BUCKET_ITEMS, MAX_GROUP_BYTES, Prefix, ResyncMessage},
 };
@@ -26,7 +25,7 @@ impl ResyncServer {
     /// The position that the follower will be at.
     #[must_use]
     pub const fn position(&self) -> Position {
-        self.index.snapshot.position()
+        self.index.snapshot().position()
     }
 
     /// Answers one request with one message, in time and size bounded by the message.
@@ -39,7 +38,7 @@ impl ResyncServer {
             ResyncMessage::Begin => Ok(ResyncMessage::Root {
                 position: self.position(),
                 summary: index.summary(Prefix::ROOT),
-                digest: index.digest.0,
+                digest: index.digest().0,
             }),
             ResyncMessage::AskChildren { request, nodes } => Ok(ResyncMessage::Children {
                 request: *request,
@@ -64,17 +63,20 @@ impl ResyncServer {
         let (mut objects, mut bytes) = (Vec::new(), 0);
         let mut scratch = Vec::new();
         for (ranges_done, range) in (0_u32..).zip(ranges) {
-            let places = &self.index.places[self.index.bounds(range.first, range.last)];
-            for group in places.chunk_by(|a, b| a.hash == b.hash) {
+            let mut places = self.index.range(range.first, range.last).peekable();
+            while let Some(first) = places.next() {
+                // All that share a hash travel together.
+                let mut group = vec![first];
+                while let Some(next) = places.next_if(|next| next.hash == first.hash) {
+                    group.push(next);
+                }
                 scratch.clear();
                 group.iter().for_each(|place| place.entry.object().encode(&mut Writer::new(&mut scratch)));
-                let hash = group.first().map(|place| place.hash);
                 if scratch.len() > MAX_GROUP_BYTES {
-                    let path = group.first().map_or_else(DsPath::root, |place| place.entry.path.clone());
-                    return Err(ResyncError::ObjectTooLarge { path, bytes: scratch.len() });
+                    return Err(ResyncError::ObjectTooLarge { path: first.entry.path.clone(), bytes: scratch.len() });
                 }
                 if bytes > 0 && bytes + scratch.len() > BATCH_BYTES {
-                    return Ok(ResyncMessage::Objects { request, objects, ranges_done, resume_at: hash });
+                    return Ok(ResyncMessage::Objects { request, objects, ranges_done, resume_at: Some(first.hash) });
                 }
                 bytes += scratch.len();
                 objects.extend(group.iter().map(|place| place.entry.object().clone()));
