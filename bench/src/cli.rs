@@ -14,7 +14,7 @@ use clap::Parser;
 use serde_json::{Value as Json, json};
 
 use crate::{
-    Plan,
+    Plan, bulk,
     error::{Doing, Error, Result},
     figure::Figure,
     floor, host, idle, page, process, stream, tree,
@@ -24,8 +24,8 @@ use crate::{
 type Scenario = fn(&Plan) -> Result<Vec<Figure>>;
 
 /// What can be measured.
-const SCENARIOS: [(&str, Scenario); 4] =
-    [("floor", floor::run), ("idle", idle::run), ("stream", stream::run), ("tree", tree::run)];
+const SCENARIOS: [(&str, Scenario); 5] =
+    [("bulk", bulk::run), ("floor", floor::run), ("idle", idle::run), ("stream", stream::run), ("tree", tree::run)];
 /// Runs without `--runs`, and with `--quick`.
 const RUNS: [usize; 2] = [5, 2];
 
@@ -33,7 +33,7 @@ const RUNS: [usize; 2] = [5, 2];
 #[derive(Debug, Parser)]
 #[command(name = "ringpair-bench", version)]
 struct Options {
-    /// floor, idle, stream or tree; or report, which makes one HTML page of results
+    /// bulk, floor, idle, stream or tree; or report, which makes one HTML page of results
     scenario: String,
     /// The results that `report` shows
     files: Vec<PathBuf>,

@@ -6,6 +6,7 @@
 pub mod cpu;
 pub mod disk;
 pub mod net;
+mod ring;
 
 use std::time::Duration;
 
@@ -19,11 +20,13 @@ use crate::{
 };
 
 /// Name and unit of each figure.
-const FIGURES: [(&str, &str); 12] = [
+const FIGURES: [(&str, &str); 14] = [
     (MEMCPY, "bytes/s (64 KiB pieces, more than fits in cache)"),
     (LOOPBACK, "bytes/s (blocking, plain TCP)"),
+    ("loopback_ring_64k_bytes_per_s", "bytes/s (io_uring, registered memory, copied by the kernel)"),
+    ("loopback_zero_copy_64k_bytes_per_s", "bytes/s (io_uring, registered memory, zero-copy sends)"),
     ("loopback_round_trip_100b_p50_us", "us (blocking, two threads)"),
-    ("tmpfs_file_over_loopback_bytes_per_s", "bytes/s (better of sendfile and read+write)"),
+    ("tmpfs_file_over_loopback_bytes_per_s", "bytes/s (best of read and write, sendfile, splice, zero-copy sends)"),
     (FDATASYNC, "us (4 KiB into a zero-filled file)"),
     ("fdatasync_two_writers_p50_us", "us (4 KiB into a zero-filled file each)"),
     ("sequential_write_fsync_bytes_per_s", "bytes/s (1 MiB writes, one fsync)"),
@@ -56,6 +59,16 @@ pub fn run(plan: &Plan) -> Result<Vec<Figure>> {
         let taken = [
             (MEMCPY, memcpy, None),
             (LOOPBACK, loopback, Some(("floor memcpy", memcpy))),
+            (
+                "loopback_ring_64k_bytes_per_s",
+                net::ring_throughput(span, false)?,
+                Some(("floor loopback TCP", loopback)),
+            ),
+            (
+                "loopback_zero_copy_64k_bytes_per_s",
+                net::ring_throughput(span, true)?,
+                Some(("floor loopback TCP", loopback)),
+            ),
             ("loopback_round_trip_100b_p50_us", net::round_trip_p50_us(span)?, None),
             (
                 "tmpfs_file_over_loopback_bytes_per_s",
