@@ -20,6 +20,7 @@ use std::{
 use ringpair_wire::{
     codec::Codec,
     lane::{LaneKind, Message, MessageKind, PathKind},
+    mirror::Piece,
 };
 
 use self::{
@@ -40,7 +41,7 @@ use crate::{
 };
 
 /// The lane is given more only while fewer bytes than this wait on it.
-const FEED_BELOW_BYTES: usize = 4 << 20;
+const FEED_BELOW_BYTES: usize = 1 << 20;
 /// How long to wait after a failed attempt to connect.
 const REDIAL: Duration = Duration::from_millis(50);
 /// How often the mirror's status is told at most.
@@ -208,7 +209,7 @@ impl Bulk {
             BulkCommand::Adopt(detached) => self.transport.adopt(*detached, now),
             BulkCommand::BecomeActive { epoch, roots } => {
                 let options = SourceOptions { epoch, base: self.base.clone(), roots, force_inotify: false };
-                let mut source = Source::new(options);
+                let mut source = Source::new(options, self.driver.pool().clone());
                 if self.conn.is_some() {
                     source.connected(self.mirror_now());
                 }
@@ -359,9 +360,13 @@ impl Bulk {
                     self.transport.close(conn, Instant::now());
                 }
             }
-            Message::Mirror(bytes) => {
-                self.mirror_message(MirrorMessage::from_bytes(bytes).map_err(|error| error.to_string())?);
-            }
+            Message::Mirror(bytes) => match (Piece::decode(bytes).map_err(|error| error.to_string())?, &mut self.role) {
+                (Some(piece), Role::Backup(sink)) => {
+                    let result = sink.handle_piece(&piece);
+                    self.mirror_result(result);
+                }
+                _ => self.mirror_message(MirrorMessage::from_bytes(bytes).map_err(|error| error.to_string())?),
+            },
             Message::Content { id, offset, total, bytes } => {
                 match self.contents.received(id, offset, total, bytes).map_err(|error| error.to_string())? {
                     Received::Part => {}
@@ -484,11 +489,11 @@ impl Bulk {
             return message;
         }
         let mirror = match &mut self.role {
-            Role::Active(source) => source.poll_message(),
-            Role::Backup(sink) => sink.poll_message(),
+            Role::Active(source) => source.poll_encoded(),
+            Role::Backup(sink) => sink.poll_message().map(|message| Shared::from(message.to_bytes())),
             Role::Idle => None,
         };
-        mirror.map(|message| (MessageKind::Mirror, Shared::from(message.to_bytes())))
+        mirror.map(|body| (MessageKind::Mirror, body))
     }
 
     fn connect(&mut self, now: Instant) {
@@ -530,6 +535,7 @@ impl Bulk {
             sent_bytes: stats.sent_bytes,
             received_bytes: stats.received_bytes,
             credit_bytes: self.credit.bytes(),
+            zero_copy: self.conn.and_then(|conn| self.transport.info(conn)?.zero_copy),
             compression: self.packer.totals(),
         }
     }

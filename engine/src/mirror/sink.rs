@@ -27,7 +27,7 @@ use nix::errno::Errno;
 use ringpair_fsmon::scan::open_root;
 use ringpair_wire::{
     id::Epoch,
-    mirror::{RootSpec, bounded_reason},
+    mirror::{Piece, RootSpec, bounded_reason},
 };
 use streams::Stream;
 use tree::{OpenRoot, Tree, discard};
@@ -146,11 +146,7 @@ impl Sink {
         let Some(epoch) = message.epoch() else {
             return Err(MirrorError::Protocol("a backup's message sent to a backup".into()));
         };
-        if self.finished || epoch < self.options.epoch {
-            self.outbox.push_back(MirrorMessage::LowerEpoch { known: self.options.epoch });
-            return Err(MirrorError::LowerEpoch { got: epoch, known: self.options.epoch });
-        }
-        self.options.epoch = epoch;
+        self.check_epoch(epoch)?;
         match message {
             MirrorMessage::Roots { session, roots, exceptions, devices, .. } => {
                 self.begin(session, roots, exceptions, devices)
@@ -162,7 +158,7 @@ impl Sink {
             MirrorMessage::Items { items, .. } => items.into_iter().try_for_each(|item| self.item(item)),
             MirrorMessage::FileBegin { generation, path, .. } => self.file_begin(generation, path),
             MirrorMessage::FileData { generation, offset, bytes, .. } => self.file_data(generation, offset, &bytes),
-            MirrorMessage::FileEnd { generation, meta, digest, .. } => self.file_end(generation, &meta, digest),
+            MirrorMessage::FileEnd { generation, meta, checksum, .. } => self.file_end(generation, &meta, checksum),
             MirrorMessage::FileAbort { generation, .. } => {
                 if let Some(stream) = self.streams.remove(&generation) {
                     discard(stream.dir.as_fd(), &stream.temporary);
@@ -189,6 +185,24 @@ impl Sink {
             }
             _ => Err(MirrorError::Protocol("a backup's message sent to a backup".into())),
         }
+    }
+
+    /// As [`Self::handle_message`], for a piece of a large file where it lies.
+    ///
+    /// # Errors
+    /// As [`Self::handle_message`].
+    pub fn handle_piece(&mut self, piece: &Piece<'_>) -> Result<(), MirrorError> {
+        self.check_epoch(piece.epoch)?;
+        self.file_data(piece.generation, piece.offset, piece.bytes)
+    }
+
+    fn check_epoch(&mut self, epoch: Epoch) -> Result<(), MirrorError> {
+        if self.finished || epoch < self.options.epoch {
+            self.outbox.push_back(MirrorMessage::LowerEpoch { known: self.options.epoch });
+            return Err(MirrorError::LowerEpoch { got: epoch, known: self.options.epoch });
+        }
+        self.options.epoch = epoch;
+        Ok(())
     }
 
     fn begin(

@@ -12,7 +12,9 @@
 mod conn;
 mod datagrams;
 mod heartbeat;
+mod inbound;
 mod outgoing;
+mod secure;
 mod session;
 mod socket;
 mod strangers;

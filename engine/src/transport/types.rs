@@ -329,6 +329,8 @@ pub struct ConnInfo {
     pub peer_fingerprint: Option<String>,
     /// The protocol version that both speak.
     pub version: u16,
+    /// Whether large sends go out of this member's memory uncopied; `None`: none was sent, or the driver cannot.
+    pub zero_copy: Option<bool>,
 }
 
 /// What TCP measured of a connection.

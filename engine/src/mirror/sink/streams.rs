@@ -1,6 +1,6 @@
 //! Files that come in pieces, each into a temporary file of its own.
 //!
-//! Always: pieces come in order, and the whole is compared with its digest before it may get its name. Never: more
+//! Always: pieces come in order, and the whole is compared with its checksum before it may get its name. Never: more
 //! files at once than the bound, or a protocol error taken for a file's.
 
 use std::{
@@ -10,7 +10,9 @@ use std::{
 };
 
 use nix::errno::Errno;
+use ringpair_fsmon::begin_writing;
 use ringpair_wire::mirror::Kind;
+use xxhash_rust::xxh3::Xxh3;
 
 use super::{
     Sink,
@@ -19,6 +21,8 @@ use super::{
 };
 use crate::mirror::{Meta, MirrorError, MirrorPath};
 
+/// So much is written to the page cache before the disk is told to begin with it.
+const WRITE_BEHIND_BYTES: u64 = 8 << 20;
 /// How many files may be in pieces at once.
 const MAX_STREAMS: usize = 8;
 
@@ -32,9 +36,23 @@ pub struct Stream {
     pub temporary: Vec<u8>,
     file: File,
     offset: u64,
-    hasher: Box<blake3::Hasher>,
+    hasher: Box<Xxh3>,
+    /// From where on the kernel was not told to write yet.
+    unwritten: u64,
     /// The first thing that went wrong: the rest is dropped, and the end answered with this.
     failed: Option<String>,
+}
+
+impl Stream {
+    /// Has the disk begin with what came, so that the sync at the end finds little left to write.
+    fn begin_to_write(&mut self) {
+        if self.offset - self.unwritten < WRITE_BEHIND_BYTES {
+            return;
+        }
+        // Only a hint: what is not written by then is written by the sync, which tells of errors.
+        begin_writing(&self.file, self.unwritten, self.offset - self.unwritten);
+        self.unwritten = self.offset;
+    }
 }
 
 impl Sink {
@@ -57,8 +75,9 @@ impl Sink {
         });
         match opened {
             Ok((dir, temporary, file)) => {
-                let hasher = Box::new(blake3::Hasher::new());
-                self.streams.insert(generation, Stream { path, dir, temporary, file, offset: 0, hasher, failed: None });
+                let hasher = Box::new(Xxh3::new());
+                let stream = Stream { path, dir, temporary, file, offset: 0, hasher, unwritten: 0, failed: None };
+                self.streams.insert(generation, stream);
             }
             Err(TreeError::Archive(error)) => return Err(error),
             Err(error) => self.failed(generation, Some(&path), error.to_string()),
@@ -76,16 +95,17 @@ impl Sink {
         if stream.failed.is_none() {
             stream.hasher.update(bytes);
             stream.failed = write_all(&mut stream.file, bytes).err().map(|errno| errno.desc().to_owned());
+            stream.begin_to_write();
         }
         Ok(())
     }
 
-    pub(super) fn file_end(&mut self, generation: u64, meta: &Meta, digest: [u8; 32]) -> Result<(), MirrorError> {
+    pub(super) fn file_end(&mut self, generation: u64, meta: &Meta, checksum: u128) -> Result<(), MirrorError> {
         let Some(stream) = self.streams.remove(&generation) else { return Ok(()) };
-        let Stream { path, dir, temporary, file, offset, hasher, failed } = stream;
+        let Stream { path, dir, temporary, file, offset, hasher, failed, .. } = stream;
         let wrong = failed
             .or_else(|| (meta.size != offset).then(|| format!("{offset} bytes came, {} were announced", meta.size)))
-            .or_else(|| (*hasher.finalize().as_bytes() != digest).then(|| "its content was damaged on the way".into()))
+            .or_else(|| (hasher.digest128() != checksum).then(|| "its content was damaged on the way".into()))
             .or_else(|| set_meta_of_fd(&file, meta).err().map(|errno: Errno| errno.desc().to_owned()));
         if let Some(reason) = wrong {
             discard(dir.as_fd(), &temporary);
