@@ -160,6 +160,13 @@ pub struct Piece<'a> {
     pub bytes: &'a [u8],
 }
 
+/// The checksum of a file's pieces, continued by one more: xxh3-128 of its bytes, seeded with the low half of the
+/// checksum before. Finds what was damaged on the way; against forgery there is the lane's TLS.
+#[must_use]
+pub fn piece_checksum(before: u128, piece: &[u8]) -> u128 {
+    xxhash_rust::xxh3::xxh3_128_with_seed(piece, before as u64)
+}
+
 impl Piece<'_> {
     /// The most that stands before the bytes in a message.
     pub const MAX_HEADER_BYTES: usize = 40;
@@ -239,7 +246,7 @@ pub enum MirrorMessage {
         generation: u64,
         /// Its metadata; `size` must be what was sent.
         meta: Meta,
-        /// xxh3-128 of the whole content: finds what was damaged on the way. Against forgery there is the lane's TLS.
+        /// [`piece_checksum`] over all its pieces, from 0 on.
         checksum: u128,
     },
     /// Active: the file changed while it was read; forget what was sent of it.

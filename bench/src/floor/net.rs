@@ -18,12 +18,15 @@ use super::{
     disk::{histogram, nanoseconds},
     ring,
 };
-use crate::error::{Doing, Error, Result};
+use crate::{
+    error::{Doing, Error, Result},
+    figure::Spread,
+};
 
 /// The longest that one end waits for the other.
 pub(super) const PATIENCE: Duration = Duration::from_secs(20);
 const PIECE_BYTES: usize = 64 << 10;
-const FILE_PIECE_BYTES: usize = 256 << 10;
+const FILE_PIECE_BYTES: usize = 512 << 10;
 const PIPE_BYTES: i32 = 1 << 20;
 const MESSAGE_BYTES: usize = 100;
 
@@ -138,35 +141,63 @@ enum Way {
 }
 
 /// Every way to send beside every way to receive that is worth trying.
-const WAYS: [(Way, Way); 5] = [
-    (Way::ReadWrite, Way::ReadWrite),
-    (Way::ReadWrite, Way::Spliced),
-    (Way::Spliced, Way::ReadWrite),
-    (Way::Spliced, Way::Spliced),
-    (Way::Ring, Way::ReadWrite),
+const WAYS: [(&str, Way, Way); 5] = [
+    ("read and write", Way::ReadWrite, Way::ReadWrite),
+    ("read, splice", Way::ReadWrite, Way::Spliced),
+    ("sendfile, write", Way::Spliced, Way::ReadWrite),
+    ("sendfile, splice", Way::Spliced, Way::Spliced),
+    ("zero-copy sends, write", Way::Ring, Way::ReadWrite),
 ];
 
-/// A file of `bytes` from tmpfs over loopback into tmpfs: bytes a second by the best of [`WAYS`]. What arrives is
-/// compared.
+/// Bytes a second by each of [`WAYS`].
+pub type ByWay = [f64; WAYS.len()];
+
+/// What several runs gave.
+#[derive(Debug, Default)]
+pub struct Ways(Vec<ByWay>);
+
+impl Ways {
+    /// Adds a run.
+    pub fn add(&mut self, run: ByWay) {
+        self.0.push(run);
+    }
+
+    /// The way with the best median, and what each run gave by it. Not the best of each run: that would be the luckiest
+    /// of several samples where the other side of the ratio has one.
+    ///
+    /// # Errors
+    /// When there was no run.
+    pub fn best(&self) -> Result<(&'static str, Vec<f64>)> {
+        let by_way = WAYS.iter().enumerate().map(|(way, (name, ..))| {
+            let rates: Vec<f64> = self.0.iter().map(|run| run[way]).collect();
+            let median = Spread::of(&rates).map_or(0.0, |spread| spread.median);
+            (*name, rates, median)
+        });
+        let best = by_way.max_by(|a, b| a.2.total_cmp(&b.2)).filter(|(_, rates, _)| !rates.is_empty());
+        best.map(|(name, rates, _)| (name, rates)).ok_or_else(|| Error::Failed("no file was copied".into()))
+    }
+}
+
+/// A file of `bytes` from tmpfs over loopback into tmpfs, by each of [`WAYS`]. What arrives is compared.
 ///
 /// # Errors
 /// When there is no tmpfs, a call fails, or the copy differs.
-pub fn copy_file(bytes: usize) -> Result<f64> {
+pub fn copy_file(bytes: usize) -> Result<ByWay> {
     let dir = TempDir::with_prefix_in("ringpair-floor-", "/dev/shm").doing("a directory in /dev/shm")?;
     let (from, to) = (dir.path().join("from"), dir.path().join("to"));
     let mut data = vec![0; bytes];
     fill(1, &mut data);
     fs::write(&from, &data).doing("a file in tmpfs")?;
-    let mut best = 0.0_f64;
-    for (send, receive) in WAYS {
+    let mut rates = [0.0; WAYS.len()];
+    for (rate, (_, send, receive)) in rates.iter_mut().zip(WAYS) {
         let took = copy_once(&from, &to, send, receive)?;
         if fs::read(&to).doing("the copy")? != data {
             return Err(Error::Failed("a file copied over loopback differs".into()));
         }
-        best = best.max(bytes as f64 / took.as_secs_f64());
+        *rate = bytes as f64 / took.as_secs_f64();
         fs::remove_file(&to).doing("removing the copy")?;
     }
-    Ok(best)
+    Ok(rates)
 }
 
 fn copy_once(from: &Path, to: &Path, send: Way, receive: Way) -> Result<Duration> {
@@ -207,7 +238,7 @@ fn splice_all(from: &TcpStream, to: &File) -> io::Result<()> {
     }
 }
 
-/// Reads and writes pieces of 256 KiB until the end.
+/// Reads and writes pieces of 512 KiB until the end.
 fn pass(from: &mut impl Read, to: &mut impl Write) -> io::Result<()> {
     let mut piece = vec![0; FILE_PIECE_BYTES];
     loop {

@@ -344,15 +344,17 @@ impl Bulk {
             Message::Packed { kind, plain_bytes, stored } => {
                 // Taken out, since what it gives lies in its own buffer.
                 let mut packer = std::mem::replace(&mut self.packer, Packer::new(CompressionLevel::Off));
-                let result = packer.unpack(kind, plain_bytes, stored).and_then(|message| self.plain_message(&message));
+                let plain = packer.unpack(kind, plain_bytes, stored);
+                let result = plain.and_then(|message| self.plain_message(&message, None));
                 self.packer = packer;
                 result
             }
-            message => self.plain_message(&message),
+            message => self.plain_message(&message, Some(body)),
         }
     }
 
-    fn plain_message(&mut self, message: &Message<'_>) -> Result<(), String> {
+    /// Takes a message; `body`: what it lies in, where it can be kept.
+    fn plain_message(&mut self, message: &Message<'_>, body: Option<&Shared>) -> Result<(), String> {
         match *message {
             // It belongs to a role that this member has not, or not yet: the peer begins anew with the next lane.
             Message::Mirror(_) if matches!(self.role, Role::Idle) => {
@@ -360,13 +362,16 @@ impl Bulk {
                     self.transport.close(conn, Instant::now());
                 }
             }
-            Message::Mirror(bytes) => match (Piece::decode(bytes).map_err(|error| error.to_string())?, &mut self.role) {
-                (Some(piece), Role::Backup(sink)) => {
-                    let result = sink.handle_piece(&piece);
-                    self.mirror_result(result);
+            Message::Mirror(bytes) => {
+                match (Piece::decode(bytes).map_err(|error| error.to_string())?, &mut self.role) {
+                    (Some(piece), Role::Backup(sink)) => {
+                        let kept = body.map(|body| body.slice_ref(piece.bytes));
+                        let result = sink.handle_piece(&piece, kept.unwrap_or_else(|| piece.bytes.to_vec().into()));
+                        self.mirror_result(result);
+                    }
+                    _ => self.mirror_message(MirrorMessage::from_bytes(bytes).map_err(|error| error.to_string())?),
                 }
-                _ => self.mirror_message(MirrorMessage::from_bytes(bytes).map_err(|error| error.to_string())?),
-            },
+            }
             Message::Content { id, offset, total, bytes } => {
                 match self.contents.received(id, offset, total, bytes).map_err(|error| error.to_string())? {
                     Received::Part => {}

@@ -36,6 +36,7 @@ use super::{
     ArchiveFiles, MAX_PROBLEMS, MirrorBase, MirrorError, MirrorMessage, MirrorPath, MirrorState, MirrorStatus, Outbox,
     Problem, RootSet, lister::Scope,
 };
+use crate::ring::Shared;
 
 /// How many answers may wait to be sent.
 const MAX_OUTBOX: usize = 1024;
@@ -156,8 +157,10 @@ impl Sink {
                 Ok(())
             }
             MirrorMessage::Items { items, .. } => items.into_iter().try_for_each(|item| self.item(item)),
-            MirrorMessage::FileBegin { generation, path, .. } => self.file_begin(generation, path),
-            MirrorMessage::FileData { generation, offset, bytes, .. } => self.file_data(generation, offset, &bytes),
+            MirrorMessage::FileBegin { generation, path, size, .. } => self.file_begin(generation, path, size),
+            MirrorMessage::FileData { generation, offset, bytes, .. } => {
+                self.file_data(generation, offset, bytes.into())
+            }
             MirrorMessage::FileEnd { generation, meta, checksum, .. } => self.file_end(generation, &meta, checksum),
             MirrorMessage::FileAbort { generation, .. } => {
                 if let Some(stream) = self.streams.remove(&generation) {
@@ -187,13 +190,15 @@ impl Sink {
         }
     }
 
-    /// As [`Self::handle_message`], for a piece of a large file where it lies.
+    /// As [`Self::handle_message`], for a piece of a large file. `bytes`: those of the piece, which are kept until they
+    /// are written.
     ///
     /// # Errors
     /// As [`Self::handle_message`].
-    pub fn handle_piece(&mut self, piece: &Piece<'_>) -> Result<(), MirrorError> {
+    pub fn handle_piece(&mut self, piece: &Piece<'_>, bytes: Shared) -> Result<(), MirrorError> {
+        debug_assert_eq!(piece.bytes, bytes, "the same bytes, owned");
         self.check_epoch(piece.epoch)?;
-        self.file_data(piece.generation, piece.offset, piece.bytes)
+        self.file_data(piece.generation, piece.offset, bytes)
     }
 
     fn check_epoch(&mut self, epoch: Epoch) -> Result<(), MirrorError> {

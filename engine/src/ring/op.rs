@@ -306,10 +306,7 @@ impl Op {
 
     /// Whether it waits for the descriptor to become writable, not readable.
     pub(super) fn sends(&self) -> bool {
-        matches!(
-            self,
-            Self::Send { .. } | Self::SendZeroCopy { .. } | Self::SendTo { .. } | Self::Connect { .. }
-        )
+        matches!(self, Self::Send { .. } | Self::SendZeroCopy { .. } | Self::SendTo { .. } | Self::Connect { .. })
     }
 
     /// The bytes of all slices of a send or write.

@@ -18,7 +18,8 @@ use std::{
 use io_uring::{Builder, IoUring, Probe, cqueue, opcode, types};
 
 use super::{
-    BufPool, Carried, Completion, DriverOptions, DriverReport, Fd, Feature, Op, Rejected, RejectedWhy, Token, Turned, Waker,
+    BufPool, Carried, Completion, DriverOptions, DriverReport, Fd, Feature, Op, Rejected, RejectedWhy, Token, Turned,
+    Waker,
     registry::Slots,
     slot::{Next, Outcome, Registered, Slot},
 };

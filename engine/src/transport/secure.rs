@@ -359,7 +359,11 @@ fn write<C: Unbuffered>(
 }
 
 /// Makes full records of slices of any length.
-fn encrypt<D>(traffic: &mut WriteTraffic<'_, D>, plain: &[Shared], records: &mut Records<'_>) -> Result<(), EncryptError> {
+fn encrypt<D>(
+    traffic: &mut WriteTraffic<'_, D>,
+    plain: &[Shared],
+    records: &mut Records<'_>,
+) -> Result<(), EncryptError> {
     let mut gathered: Vec<u8> = Vec::new();
     for slice in plain {
         let mut rest = &slice[..];
@@ -455,11 +459,7 @@ impl Taker for Deaf {
     }
 }
 
-fn receive_buffered(
-    connection: &mut Connection,
-    mut bytes: &[u8],
-    taker: &mut impl Taker,
-) -> Result<(), DownReason> {
+fn receive_buffered(connection: &mut Connection, mut bytes: &[u8], taker: &mut impl Taker) -> Result<(), DownReason> {
     while !bytes.is_empty() {
         let taken = connection.read_tls(&mut bytes).map_err(|error| DownReason::Tls(error.to_string()))?;
         connection.process_new_packets().map_err(|error| tls::reason(&error))?;

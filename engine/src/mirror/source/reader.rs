@@ -19,8 +19,7 @@ use nix::{
     sys::stat::Mode,
 };
 use ringpair_fsmon::{beneath, meta::Stat};
-use ringpair_wire::mirror::{Change, Kind, Meta, MirrorPath};
-use xxhash_rust::xxh3::Xxh3;
+use ringpair_wire::mirror::{Change, Kind, Meta, MirrorPath, piece_checksum};
 
 use crate::ring::{Buf, BufPool};
 
@@ -65,7 +64,7 @@ pub struct Stream {
     /// How far it was read.
     pub offset: u64,
     file: File,
-    hasher: Box<Xxh3>,
+    checksum: u128,
 }
 
 impl std::fmt::Debug for Stream {
@@ -109,7 +108,7 @@ impl Stream {
         }
         let read = &buf[Piece::ROOM_BYTES..];
         if !read.is_empty() {
-            self.hasher.update(read);
+            self.checksum = piece_checksum(self.checksum, read);
             self.offset += read.len() as u64;
             return Ok(Piece::Data(buf));
         }
@@ -117,7 +116,7 @@ impl Stream {
         if now.changed_since(&self.stat) || now.meta.size != self.offset {
             return Ok(Piece::Changed);
         }
-        Ok(Piece::End(now.meta, self.hasher.digest128()))
+        Ok(Piece::End(now.meta, self.checksum))
     }
 }
 
@@ -200,7 +199,7 @@ fn read_file(dir: &OwnedFd, name: &[u8], path: &MirrorPath) -> Result<Now, Errno
                 stat: before,
                 offset: 0,
                 file,
-                hasher: Box::new(Xxh3::new()),
+                checksum: 0,
             })));
         }
         let mut content = Vec::with_capacity(before.meta.size as usize + 1);

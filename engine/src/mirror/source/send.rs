@@ -12,8 +12,7 @@ use ringpair_wire::{
 };
 
 use super::{
-    FIRST_PAUSE, InFlight, LONGEST_PAUSE, MAX_REMEMBERED, MirrorMessage, MirrorPath, Move, Outgoing, Source,
-    UNSETTLED,
+    FIRST_PAUSE, InFlight, LONGEST_PAUSE, MAX_REMEMBERED, MirrorMessage, MirrorPath, Move, Outgoing, Source, UNSETTLED,
     dirty::Mark,
     item_weight,
     reader::{Now, Piece, Stream},

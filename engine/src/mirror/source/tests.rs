@@ -139,7 +139,7 @@ impl Pair {
         assert!(bytes.len() <= ringpair_wire::mirror::MAX_MESSAGE_BYTES);
         self.wire_bytes += bytes.len() as u64;
         match Piece::decode(&bytes).unwrap() {
-            Some(piece) => self.sink.handle_piece(&piece).unwrap(),
+            Some(piece) => self.sink.handle_piece(&piece, Shared::copy_from_slice(piece.bytes)).unwrap(),
             None => self.sink.handle_message(MirrorMessage::from_bytes(&bytes).unwrap(), self.now).unwrap(),
         }
         Some(())
