@@ -122,38 +122,38 @@ impl Secure {
         if let Kind::Buffered(connection) = &mut self.kind {
             return receive_buffered(connection, bytes, taker);
         }
-        let is_handshaking = self.state().is_none_or(CommonState::is_handshaking);
         let mut bytes = bytes;
-        if !self.kept.is_empty() && !is_handshaking {
-            // The record that is not whole is made whole; what follows is decrypted in place.
-            let count = missing(&self.kept).min(bytes.len());
-            let (now, rest) = bytes.split_at_mut(count);
-            self.kept.extend_from_slice(now);
-            bytes = rest;
-            if missing(&self.kept) > 0 {
-                if bytes.is_empty() {
-                    return Ok(());
-                }
-                // Only the header was made whole.
-                return self.receive(bytes, taker);
+        let is_handshaking = self.state().is_none_or(CommonState::is_handshaking);
+        if !is_handshaking && !self.kept.is_empty() {
+            // The record that is not whole is made whole by itself; what follows is then decrypted in place.
+            for _ in 0..2 {
+                let count = missing(&self.kept).min(bytes.len());
+                let (now, rest) = bytes.split_at_mut(count);
+                self.kept.extend_from_slice(now);
+                bytes = rest;
             }
+            if missing(&self.kept) > 0 {
+                return Ok(());
+            }
+            self.process_kept(taker)?;
         }
-        if self.kept.is_empty() {
+        if self.kept.is_empty() && !is_handshaking {
             let used = self.process(bytes, taker)?;
             self.kept.extend_from_slice(&bytes[used..]);
             return Ok(());
         }
-        if is_handshaking {
+        if !bytes.is_empty() {
             self.kept.extend_from_slice(bytes);
-            bytes = &mut [];
+            self.process_kept(taker)?;
         }
+        Ok(())
+    }
+
+    /// Works on what was kept back, with what has been appended to it.
+    fn process_kept(&mut self, taker: &mut impl Taker) -> Result<(), DownReason> {
         let mut kept = std::mem::take(&mut self.kept);
         let used = self.process(&mut kept, taker)?;
         kept.drain(..used);
-        if kept.is_empty() && !bytes.is_empty() {
-            return self.receive(bytes, taker);
-        }
-        kept.extend_from_slice(bytes);
         self.kept = kept;
         Ok(())
     }
@@ -179,23 +179,15 @@ impl Secure {
         Ok(true)
     }
 
-    /// Works on bytes of an unbuffered connection; how many it is done with.
+    /// Works on bytes of an unbuffered connection; how many it is done with. What is left must come again, in front of
+    /// what follows: a message of the handshake may lie in several records.
     fn process(&mut self, bytes: &mut [u8], taker: &mut impl Taker) -> Result<usize, DownReason> {
         let Self { kind, out, .. } = self;
-        let result = match kind {
+        match kind {
             Kind::Client(connection) => drive(&mut ***connection, bytes, out, taker),
             Kind::Server(connection) => drive(&mut ***connection, bytes, out, taker),
             Kind::Undecided(_) | Kind::Buffered(_) => Ok(bytes.len()),
-        };
-        if result.is_err() {
-            // An alert for the peer may have been queued.
-            let _ = match kind {
-                Kind::Client(connection) => drive(&mut ***connection, &mut [], out, &mut Deaf),
-                Kind::Server(connection) => drive(&mut ***connection, &mut [], out, &mut Deaf),
-                Kind::Undecided(_) | Kind::Buffered(_) => Ok(0),
-            };
         }
-        result
     }
 
     /// Whether records wait to be sent, beside what the caller has to send.
@@ -215,9 +207,13 @@ impl Secure {
         if !self.out.is_empty() {
             records.full.push(Shared::from(std::mem::take(&mut self.out)));
         }
+        let kept = &mut self.kept;
         let written = match &mut self.kind {
-            Kind::Client(connection) => write(&mut ***connection, plain, close, &mut records),
-            Kind::Server(connection) => write(&mut ***connection, plain, close, &mut records),
+            // What the handshake says lies in `out` already.
+            Kind::Client(connection) if connection.is_handshaking() => Ok(()),
+            Kind::Server(connection) if connection.is_handshaking() => Ok(()),
+            Kind::Client(connection) => write(&mut ***connection, kept, plain, close, &mut records),
+            Kind::Server(connection) => write(&mut ***connection, kept, plain, close, &mut records),
             Kind::Undecided(_) | Kind::Buffered(_) => Ok(()),
         };
         if let Err(error) = written {
@@ -263,6 +259,13 @@ fn drive<C: Unbuffered>(
     loop {
         let was_handshaking = connection.is_handshaking();
         let UnbufferedStatus { mut discard, state } = connection.process(&mut bytes[used..]);
+        let failed = state.as_ref().err().map(tls::reason);
+        if let Some(reason) = failed {
+            drop(state);
+            used += discard;
+            take_alert(connection, &mut bytes[used..], out);
+            return Err(reason);
+        }
         // Plaintext behind the end of the handshake, in one and the same call.
         let mut early = Vec::new();
         let goes_on = match state.map_err(|error| tls::reason(&error))? {
@@ -307,6 +310,14 @@ fn drive<C: Unbuffered>(
     }
 }
 
+/// Takes the alert that a failed connection has for its peer. `bytes`: those that it failed on.
+fn take_alert<C: Unbuffered>(connection: &mut C, bytes: &mut [u8], out: &mut Vec<u8>) {
+    if let Ok(ConnectionState::EncodeTlsData(mut data)) = connection.process(bytes).state {
+        // Without room for it, the peer learns nothing but the end.
+        let _ = encode(|into| data.encode(into), out);
+    }
+}
+
 /// Appends a record of the handshake.
 fn encode(
     mut encode: impl FnMut(&mut [u8]) -> Result<usize, EncodeError>,
@@ -332,15 +343,19 @@ fn encode(
     Err(DownReason::Tls("a record of the handshake is longer than it said".into()))
 }
 
-/// Encrypts `plain`, and a farewell if the connection is to `close`.
+/// Encrypts `plain`, and a farewell if the connection is to `close`. `kept`: what was received and not used up, which
+/// every call must be given.
 fn write<C: Unbuffered>(
     connection: &mut C,
+    kept: &mut Vec<u8>,
     plain: &[Shared],
     close: bool,
     records: &mut Records<'_>,
 ) -> Result<(), EncryptError> {
     loop {
-        match connection.process(&mut []).state {
+        let UnbufferedStatus { discard, state } = connection.process(kept);
+        let mut written = None;
+        match state {
             Ok(ConnectionState::EncodeTlsData(mut data)) => {
                 let mut out = Vec::new();
                 if encode(|into| data.encode(into), &mut out).is_ok() {
@@ -350,10 +365,17 @@ fn write<C: Unbuffered>(
             Ok(ConnectionState::TransmitTlsData(data)) => data.done(),
             Ok(ConnectionState::PeerClosed) => {}
             Ok(ConnectionState::WriteTraffic(mut traffic)) => {
-                encrypt(&mut traffic, plain, records)?;
-                return if close { records.fill(0, |into| traffic.queue_close_notify(into)) } else { Ok(()) };
+                let mut result = encrypt(&mut traffic, plain, records);
+                if close && result.is_ok() {
+                    result = records.fill(0, |into| traffic.queue_close_notify(into));
+                }
+                written = Some(result);
             }
-            _ => return Ok(()),
+            _ => written = Some(Ok(())),
+        }
+        kept.drain(..discard);
+        if let Some(result) = written {
+            return result;
         }
     }
 }
@@ -503,4 +525,102 @@ fn output_buffered(connection: &mut Connection, plain: &[Shared], close: bool) -
         }
     }
     if records.is_empty() { Vec::new() } else { vec![Shared::from(records)] }
+}
+
+#[cfg(test)]
+mod tests {
+    use ringpair_wire::id::MemberId;
+
+    use super::*;
+    use crate::transport::tests::identity;
+
+    #[derive(Default)]
+    struct Collected {
+        plain: Vec<u8>,
+        finished: bool,
+    }
+
+    impl Taker for Collected {
+        fn take(&mut self, came: Came<'_>) -> Result<(), DownReason> {
+            match came {
+                Came::Progress(..) => {}
+                Came::Plain(bytes) => self.plain.extend_from_slice(bytes),
+                Came::Finished => self.finished = true,
+            }
+            Ok(())
+        }
+    }
+
+    /// Both ends of a lane, shaken hands, with `step` bytes arriving at a time.
+    fn ends(lane: LaneKind, step: usize) -> [Secure; 2] {
+        let configs = [MemberId::A, MemberId::B].map(|member| TlsConfigs::new(&identity(0, member)).unwrap());
+        let mut ends = [Secure::dial(&configs[0], lane).unwrap(), Secure::accept(&configs[1])];
+        for _ in 0..4 {
+            for (from, to) in [(0, 1), (1, 0)] {
+                deliver(&mut ends, from, to, &[], false, step, &mut Collected::default(), None);
+            }
+        }
+        for end in &ends {
+            assert!(!end.state().unwrap().is_handshaking(), "{step} bytes at a time");
+        }
+        ends
+    }
+
+    #[expect(clippy::too_many_arguments, reason = "a test's helper")]
+    fn deliver(
+        ends: &mut [Secure; 2],
+        from: usize,
+        to: usize,
+        plain: &[Shared],
+        close: bool,
+        step: usize,
+        into: &mut Collected,
+        pool: Option<&BufPool>,
+    ) {
+        let records: Vec<u8> = ends[from].output(plain, close, pool).concat();
+        for part in records.chunks(step) {
+            ends[to].receive(&mut part.to_vec(), into).unwrap();
+        }
+    }
+
+    #[test]
+    fn plaintext_comes_out_as_it_went_in_however_records_arrive() {
+        let pool = BufPool::new(4, 64 << 10).unwrap();
+        let plain: Vec<Shared> = [3, 16_384, 5, 100_000, 16_383, 1, 40_000]
+            .iter()
+            .map(|length| (0..*length).map(|at: usize| (at * 31) as u8).collect::<Vec<u8>>().into())
+            .collect();
+        for lane in LaneKind::ALL {
+            for (step, pool) in
+                [(1, None), (7, Some(&pool)), (4096, None), (16_405, Some(&pool)), (1 << 20, Some(&pool))]
+            {
+                let mut ends = ends(lane, step);
+                assert_eq!(ends[0].heartbeat_secret(MemberId::A).is_some(), lane == LaneKind::Ping);
+                for (from, to) in [(0, 1), (1, 0), (0, 1)] {
+                    let mut got = Collected::default();
+                    deliver(&mut ends, from, to, &plain, false, step, &mut got, pool);
+                    assert!(got.plain == plain.concat() && !got.finished, "{lane:?} in steps of {step}");
+                }
+                let mut got = Collected::default();
+                deliver(&mut ends, 1, 0, &plain[..1], true, step, &mut got, pool);
+                assert!(got.plain == plain[0] && got.finished, "{lane:?}: the farewell follows what was queued");
+            }
+        }
+        assert_eq!(pool.free_count(), 4);
+    }
+
+    #[test]
+    fn an_altered_record_ends_the_session_with_an_alert() {
+        let mut ends = ends(LaneKind::Bulk, 1 << 20);
+        let mut records = ends[0].output(&[Shared::from(vec![1; 40_000])], false, None).concat();
+        records[20_000] ^= 1;
+        let mut got = Collected::default();
+        let refused = ends[1].receive(&mut records, &mut got);
+        assert!(matches!(refused, Err(DownReason::Tls(_))), "{refused:?}");
+        assert!(got.plain == [1; RECORD_BYTES], "only what came before");
+        let mut alert = ends[1].output(&[], false, None).concat();
+        assert!(!alert.is_empty());
+        let heard = ends[0].receive(&mut alert, &mut got);
+        assert!(matches!(heard, Err(DownReason::RefusedByPeer(_))), "{heard:?}");
+    }
 }
