@@ -122,6 +122,31 @@ fn check_opcodes(ring: &IoUring) -> io::Result<bool> {
     }
 }
 
+/// Registers the pool's memory as buffer 0; else why not.
+fn register_buffers(ring: &IoUring, pool: &BufPool, masked: bool) -> Result<Range<usize>, String> {
+    if masked {
+        return Err("buffers are not registered (io.without)".into());
+    }
+    let region = pool.region();
+    let iovec = libc::iovec { iov_base: region.start as *mut libc::c_void, iov_len: region.len() };
+    // SAFETY: the region is mapped as long as the pool or a buffer of it lives, and the kernel pins its pages.
+    match unsafe { ring.submitter().register_buffers(&[iovec]) } {
+        Ok(()) => Ok(region),
+        Err(error) => Err(format!("buffers are not registered ({error}; RLIMIT_MEMLOCK counts them)")),
+    }
+}
+
+/// A table of `count` registered files; else why not.
+fn register_files(ring: &IoUring, count: u32, waker: &Waker, masked: bool) -> Result<Arc<Slots>, String> {
+    if masked {
+        return Err("files are not registered (io.without)".into());
+    }
+    match ring.submitter().register_files_sparse(count) {
+        Ok(()) => Ok(Arc::new(Slots::new(count, waker.clone()))),
+        Err(error) => Err(format!("files are not registered ({error})")),
+    }
+}
+
 impl RingDriver {
     pub(super) fn new(options: &DriverOptions) -> io::Result<Self> {
         if !(1..=32_768).contains(&options.in_flight) {
@@ -133,50 +158,28 @@ impl RingDriver {
         let waker = Waker::new()?;
         let pool = BufPool::new(options.buf_count, options.buf_bytes)?;
         let (mut features, mut lacks) = (vec![flags.to_owned()], Vec::new());
-        let region = pool.region();
-        let iovec = libc::iovec { iov_base: region.start as *mut libc::c_void, iov_len: region.len() };
-        let region = if masked(Feature::RegisteredBuffers) {
-            lacks.push("buffers are not registered (io.without)".into());
-            None
-        } else {
-            // SAFETY: the region is mapped as long as the pool or a buffer of it lives, and the kernel pins its pages.
-            match unsafe { ring.submitter().register_buffers(&[iovec]) } {
-                Ok(()) => {
-                    features.push("registered_buffers".into());
-                    Some(region)
-                }
-                Err(error) => {
-                    lacks.push(format!("buffers are not registered ({error}; RLIMIT_MEMLOCK counts them)"));
-                    None
-                }
-            }
+        let mut note = |feature: &str, lack: Option<String>| match lack {
+            None => features.push(feature.into()),
+            Some(lack) => lacks.push(lack),
         };
-        let zero_copy = can_zero_copy && !masked(Feature::ZeroCopy);
-        if zero_copy {
-            features.push("zero_copy_sends".into());
-        } else {
-            let why = if can_zero_copy { "io.without" } else { "the kernel lacks the operation" };
-            lacks.push(format!("sends are copied ({why})"));
-        }
+        let region = register_buffers(&ring, &pool, masked(Feature::RegisteredBuffers));
+        note("registered_buffers", region.as_ref().err().cloned());
+        let zero_copy = match (can_zero_copy, masked(Feature::ZeroCopy)) {
+            (true, false) => Ok(()),
+            (false, _) => Err("sends are copied (the kernel lacks the operation)".to_owned()),
+            (true, true) => Err("sends are copied (io.without)".to_owned()),
+        };
+        note("zero_copy_sends", zero_copy.clone().err());
         if masked(Feature::DeferTaskrun) {
-            lacks.push("results are not deferred to the turn (io.without)".into());
+            note("", Some("results are not deferred to the turn (io.without)".into()));
         }
         let files = match options.registered_files {
             0 => None,
-            _ if masked(Feature::RegisteredFiles) => {
-                lacks.push("files are not registered (io.without)".into());
-                None
+            count => {
+                let slots = register_files(&ring, count, &waker, masked(Feature::RegisteredFiles));
+                note("registered_files", slots.as_ref().err().cloned());
+                slots.ok()
             }
-            count => match ring.submitter().register_files_sparse(count) {
-                Ok(()) => {
-                    features.push("registered_files".into());
-                    Some(Arc::new(Slots::new(count, waker.clone())))
-                }
-                Err(error) => {
-                    lacks.push(format!("files are not registered ({error})"));
-                    None
-                }
-            },
         };
         let why = std::iter::once("the kernel offers it".to_owned()).chain(lacks).collect::<Vec<_>>().join("; ");
         Ok(Self {
@@ -186,12 +189,12 @@ impl RingDriver {
             queue: VecDeque::new(),
             results: Vec::new(),
             pool,
-            region,
+            region: region.ok(),
             files,
             waker,
             wake_count: Box::into_raw(Box::new(0)),
             wake_armed: false,
-            zero_copy,
+            zero_copy: zero_copy.is_ok(),
             report: DriverReport { driver: "io_uring", features, why },
             thread_bound: PhantomData,
         })

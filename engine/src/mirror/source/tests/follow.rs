@@ -330,7 +330,7 @@ fn a_damaged_piece_never_gets_a_name() {
         let mut pair = Pair::new(roots("+/m", "", ""));
         pair.connect();
         pair.synced();
-        let content: Vec<u8> = (0..bytes).map(|at: u32| (at * 13 >> 3) as u8).collect();
+        let content: Vec<u8> = (0..bytes).map(|at: u32| ((at * 13) >> 3) as u8).collect();
         fs::write(pair.a("large"), &content).unwrap();
         let (mut damaged, mut failed) = (false, false);
         while !failed {
