@@ -15,6 +15,7 @@ use ringpair_wire::{
     frame_builder::FrameBuilder,
     heartbeat::{Heartbeat, Stamp},
     id::{ChainHash, Epoch, HistoryId, MemberId, Seq},
+    mirror::{MirrorMessage, Piece, piece_checksum},
     record::{Part, Record},
 };
 
@@ -102,6 +103,20 @@ fn sums(c: &mut Criterion) {
     }
 }
 
+/// A piece of a large file, as the mirror sends and receives it.
+fn pieces(c: &mut Criterion) {
+    let bytes = vec![7_u8; 512 << 10];
+    let piece = Piece { epoch: Epoch(65_537), generation: 300, offset: 1 << 30, bytes: &bytes };
+    let message = [&piece.header()[..], &bytes].concat();
+    let mut group = c.benchmark_group("512 KiB of a file");
+    group.throughput(Throughput::Bytes(bytes.len() as u64));
+    group.bench_function("checksum", |b| b.iter(|| piece_checksum(1, black_box(&bytes))));
+    group.bench_function("blake3", |b| b.iter(|| blake3::hash(black_box(&bytes))));
+    group.bench_function("decode in place", |b| b.iter(|| Piece::decode(black_box(&message)).is_ok()));
+    group.bench_function("decode by copying", |b| b.iter(|| MirrorMessage::from_bytes(black_box(&message)).is_ok()));
+    group.finish();
+}
+
 fn compression(c: &mut Criterion) {
     let text: Vec<u8> = (0..400).flat_map(|index| record(index, 200).to_bytes()).take(64 << 10).collect();
     let mut group = c.benchmark_group("64 KiB of records");
@@ -144,5 +159,5 @@ fn heartbeats(c: &mut Criterion) {
     c.bench_function("heartbeat decode", |b| b.iter(|| Heartbeat::from_bytes(black_box(&bytes)).is_ok()));
 }
 
-criterion_group!(benches, frames, single, sums, compression, heartbeats);
+criterion_group!(benches, frames, single, sums, pieces, compression, heartbeats);
 criterion_main!(benches);

@@ -15,7 +15,7 @@ use clap::Parser;
 use serde_json::{Value as Json, json};
 
 use crate::{
-    Plan,
+    Plan, bulk,
     error::{Doing, Error, Result},
     figure::Figure,
     floor, host, idle, latency, page, process, qos, resync, stalled, stream, tree,
@@ -25,7 +25,8 @@ use crate::{
 type Scenario = fn(&Plan) -> Result<Vec<Figure>>;
 
 /// What can be measured.
-const SCENARIOS: [(&str, Scenario); 8] = [
+const SCENARIOS: [(&str, Scenario); 9] = [
+    ("bulk", bulk::run),
     ("floor", floor::run),
     ("idle", idle::run),
     ("latency", latency::run),
@@ -42,7 +43,7 @@ const RUNS: [usize; 2] = [5, 2];
 #[derive(Debug, Parser)]
 #[command(name = "ringpair-bench", version)]
 struct Options {
-    /// floor, idle, latency, qos, resync, stalled, stream or tree; or report, which makes one HTML page of results
+    /// bulk, floor, idle, latency, qos, resync, stalled, stream or tree; or report, which makes one HTML page of results
     scenario: String,
     /// The results that `report` shows
     files: Vec<PathBuf>,

@@ -4,6 +4,7 @@
 //! that was started is ended on every way out. Never: a figure whose data was not compared afterwards.
 #![forbid(unsafe_code)]
 
+pub mod bulk;
 pub mod cli;
 pub mod error;
 pub mod figure;

@@ -152,13 +152,19 @@ fn control_thread(
     Ok(())
 }
 
+/// The bulk thread's buffers: each holds a piece of a large file with what stands around it in a message, or in TLS.
+/// With the stream thread's they stay below the usual RLIMIT_MEMLOCK of 8 MiB.
+const BULK_BUFS: usize = 7;
+/// See [`BULK_BUFS`].
+const BULK_BUF_BYTES: usize = (512 << 10) + (8 << 10);
+
 fn driver_options(config: &Config) -> DriverOptions {
     let choice = match config.driver {
         IoDriver::Auto => DriverChoice::Auto,
         IoDriver::IoUring => DriverChoice::IoUring,
         IoDriver::Plain => DriverChoice::Plain,
     };
-    DriverOptions { choice, ..DriverOptions::default() }
+    DriverOptions { choice, without: config.io_without.clone(), ..DriverOptions::default() }
 }
 
 fn random() -> Result<[u8; 16], StartError> {
@@ -290,7 +296,8 @@ fn bulk_thread(
         TransportConfig { heartbeats: false, hand_over: Vec::new(), ..transport_config(config, identity, instance)? },
         Vec::new(),
     )?;
-    let (options, compression) = (driver_options(config), config.compression.bulk);
+    let options = DriverOptions { buf_count: BULK_BUFS, buf_bytes: BULK_BUF_BYTES, ..driver_options(config) };
+    let compression = config.compression.bulk;
     let (sender, receiver) = mpsc::sync_channel::<io::Result<Waker>>(1);
     let thread = std::thread::Builder::new().name("bulk".into()).spawn(move || {
         let driver = match Driver::new(&options) {

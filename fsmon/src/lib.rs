@@ -12,3 +12,5 @@ pub mod scan;
 #[expect(unsafe_code, reason = "fanotify and file handles have no safe wrapper; each block has its proof")]
 mod sys;
 pub mod watch;
+
+pub use sys::begin_writing;

@@ -161,3 +161,48 @@ fn a_long_import_keeps_the_active_in_office() {
     ringpair_tests::pair::check_served(&pair, &writes);
     assert_eq!(json(&pair.b, "/v1/ds/IMPORT?digest")["objects"], 20_301);
 }
+
+// REQ: REP-301
+#[test]
+fn records_and_files_are_replicated_on_every_path_of_the_driver() {
+    let without = |names: &str| ("io.without".to_owned(), format!("[{names}]"));
+    let paths = [
+        vec![("io.driver".to_owned(), "\"plain\"".to_owned())],
+        vec![without("\"zero_copy\"")],
+        vec![without("\"defer_taskrun\"")],
+        vec![without("\"registered_buffers\"")],
+        vec![without("\"zero_copy\",\"defer_taskrun\",\"registered_buffers\",\"registered_files\"")],
+        vec![("security.mode".to_owned(), "\"off\"".to_owned())],
+    ];
+    for set in paths {
+        let pair = Pair::start(&Options { set: set.clone(), ..mirrored() });
+        pair.wait_in_sync();
+        let (active, backup) = (&pair.a, &pair.b);
+        let status = active.status().unwrap();
+        let (key, value) = &set[0];
+        let features = status["io"]["features"].to_string();
+        if key == "io.driver" {
+            assert_eq!(status["io"]["driver"], "plain");
+        } else if key == "io.without" {
+            for name in value.trim_matches(['[', ']']).split(',').map(|name| name.trim_matches('"')) {
+                assert!(!features.contains(name), "without {name}: {features}");
+            }
+        }
+        for number in 0..20 {
+            let target = format!("/v1/ds/CONFIG/Users/user{number}?ack=applied");
+            let body =
+                format!(r#"{{"class":"User","attributes":{{"Extension":["{}"]}}}}"#, number.to_string().repeat(900));
+            assert_eq!(active.ask("PUT", &target, body.as_bytes()).unwrap().status, 200, "{set:?}");
+        }
+        let content: Vec<u8> = (0..5_000_000_u32).map(|at| (at.wrapping_mul(2_654_435_761) >> 13) as u8).collect();
+        let root = active.root().join("srv/app");
+        fs::write(root.join("large"), &content).unwrap();
+        fs::write(root.join("small"), "small").unwrap();
+        synced(&pair, active);
+        let copy = backup.root().join("srv/app");
+        assert!(fs::read(copy.join("large")).unwrap() == content, "{set:?}");
+        assert_eq!(fs::read(copy.join("small")).unwrap(), b"small");
+        let [a, b] = pair.digests();
+        assert!(a.is_some() && a == b, "{set:?}");
+    }
+}

@@ -339,6 +339,21 @@ const fn within(what: &'static str, got: u64, max: u64) -> Result<(), DecodeErro
     if got <= max { Ok(()) } else { Err(DecodeError::TooLong { what, got, max }) }
 }
 
+/// Kind and body length of the message whose first bytes these are; `None` while its header is not whole. For a reader
+/// that keeps bodies apart; the body is read by [`Message::decode`].
+///
+/// # Errors
+/// The header alone shows that the lane must be closed (W-50, W-51).
+pub fn read_header(lane: LaneKind, bytes: &[u8]) -> Result<Option<(MessageKind, usize)>, LaneError> {
+    let Some([a, b, c, d, kind]) = bytes.first_chunk::<MESSAGE_HEADER_BYTES>().copied() else { return Ok(None) };
+    let (got, max) = (u32::from_le_bytes([a, b, c, d]) as usize, lane.max_body_bytes());
+    if got > max {
+        return Err(LaneError::TooLong { lane, got, max });
+    }
+    let known = MessageKind::from_number(kind).filter(|known| known.allowed_on(lane));
+    known.map(|kind| Some((kind, got))).ok_or(LaneError::Kind { lane, got: kind })
+}
+
 /// What stands before the zstd frame in the body of a packed message.
 ///
 /// # Panics
@@ -423,15 +438,8 @@ impl LaneParser {
     }
 
     fn cut(lane: LaneKind, bytes: &[u8]) -> Result<Option<(MessageKind, &[u8])>, LaneError> {
-        let Some((header, rest)) = bytes.split_first_chunk::<MESSAGE_HEADER_BYTES>() else { return Ok(None) };
-        let [a, b, c, d, kind] = *header;
-        let (got, max) = (u32::from_le_bytes([a, b, c, d]) as usize, lane.max_body_bytes());
-        if got > max {
-            return Err(LaneError::TooLong { lane, got, max });
-        }
-        let known = MessageKind::from_number(kind).filter(|known| known.allowed_on(lane));
-        let Some(kind) = known else { return Err(LaneError::Kind { lane, got: kind }) };
-        let Some(body) = rest.get(..got) else { return Ok(None) };
+        let Some((kind, got)) = read_header(lane, bytes)? else { return Ok(None) };
+        let Some(body) = bytes[MESSAGE_HEADER_BYTES..].get(..got) else { return Ok(None) };
         Message::decode(kind, body)?;
         Ok(Some((kind, body)))
     }

@@ -147,6 +147,31 @@ pub struct Problem {
     pub reason: String,
 }
 
+/// What [`MirrorMessage::FileData`] says, with the bytes where they lie in the message: large ones are not copied.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Piece<'a> {
+    /// The active's epoch.
+    pub epoch: Epoch,
+    /// Whose content this is.
+    pub generation: u64,
+    /// Where it goes.
+    pub offset: u64,
+    /// The bytes, at most [`MAX_DATA_BYTES`].
+    pub bytes: &'a [u8],
+}
+
+/// The checksum of a file's pieces, continued by one more: xxh3-128 of its bytes, seeded with the low half of the
+/// checksum before. Finds what was damaged on the way; against forgery there is the lane's TLS.
+#[must_use]
+pub fn piece_checksum(before: u128, piece: &[u8]) -> u128 {
+    xxhash_rust::xxh3::xxh3_128_with_seed(piece, before as u64)
+}
+
+impl Piece<'_> {
+    /// The most that stands before the bytes in a message.
+    pub const MAX_HEADER_BYTES: usize = 40;
+}
+
 /// What is said about mirrored files. Everything travels on the bulk lane but [`Self::Announce`], which travels on ds.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum MirrorMessage {
@@ -221,8 +246,8 @@ pub enum MirrorMessage {
         generation: u64,
         /// Its metadata; `size` must be what was sent.
         meta: Meta,
-        /// blake3 of the whole content.
-        digest: [u8; 32],
+        /// [`piece_checksum`] over all its pieces, from 0 on.
+        checksum: u128,
     },
     /// Active: the file changed while it was read; forget what was sent of it.
     FileAbort {

@@ -7,7 +7,7 @@ use crate::{
     codec::{Codec, DecodeError, Reader, Writer},
     mirror::{
         Change, Entry, Item, Kind, MAX_DATA_BYTES, MAX_LIST, MAX_NAME_BYTES, MAX_PATH_BYTES, MAX_REASON_BYTES,
-        MAX_TARGET_BYTES, META_VERSION, Meta, MirrorMessage, MirrorPath, Problem, RootSpec,
+        MAX_TARGET_BYTES, META_VERSION, Meta, MirrorMessage, MirrorPath, Piece, Problem, RootSpec,
     },
 };
 
@@ -198,6 +198,50 @@ impl Codec for Item {
     }
 }
 
+/// The type of [`MirrorMessage::FileData`].
+const FILE_DATA: u8 = 5;
+
+impl<'a> Piece<'a> {
+    fn encode_header(&self, w: &mut Writer<'_>) {
+        w.u8(FILE_DATA);
+        w.epoch(self.epoch);
+        w.varint(self.generation);
+        w.varint(self.offset);
+        w.count(self.bytes.len());
+    }
+
+    /// What stands before the bytes in a message.
+    #[must_use]
+    pub fn header(&self) -> Vec<u8> {
+        let mut out = Vec::with_capacity(Self::MAX_HEADER_BYTES);
+        self.encode_header(&mut Writer::new(&mut out));
+        out
+    }
+
+    fn decode_fields(r: &mut Reader<'a>) -> Result<Self, DecodeError> {
+        Ok(Self {
+            epoch: r.epoch("epoch")?,
+            generation: r.varint("generation")?,
+            offset: r.varint("offset")?,
+            bytes: r.blob("file content", MAX_DATA_BYTES)?,
+        })
+    }
+
+    /// Reads a whole message if it is a piece; `None`: it is another one.
+    ///
+    /// # Errors
+    /// [`DecodeError`] names the field, with got and expected.
+    pub fn decode(message: &'a [u8]) -> Result<Option<Self>, DecodeError> {
+        if message.first() != Some(&FILE_DATA) {
+            return Ok(None);
+        }
+        let mut reader = Reader::new(&message[1..]);
+        let piece = Self::decode_fields(&mut reader)?;
+        reader.finish(MirrorMessage::NAME)?;
+        Ok(Some(piece))
+    }
+}
+
 impl Codec for MirrorMessage {
     const NAME: &'static str = "mirror message";
 
@@ -238,18 +282,16 @@ impl Codec for MirrorMessage {
                 w.varint(*size);
             }
             Self::FileData { epoch, generation, offset, bytes } => {
-                w.u8(5);
-                w.epoch(*epoch);
-                w.varint(*generation);
-                w.varint(*offset);
-                w.blob(bytes);
+                let piece = Piece { epoch: *epoch, generation: *generation, offset: *offset, bytes };
+                piece.encode_header(w);
+                w.raw(bytes);
             }
-            Self::FileEnd { epoch, generation, meta, digest } => {
+            Self::FileEnd { epoch, generation, meta, checksum } => {
                 w.u8(6);
                 w.epoch(*epoch);
                 w.varint(*generation);
                 meta.encode(w);
-                w.raw(digest);
+                w.u128(*checksum);
             }
             Self::FileAbort { epoch, generation } => {
                 w.u8(7);
@@ -333,17 +375,15 @@ impl Codec for MirrorMessage {
                 path: Codec::decode(r)?,
                 size: r.varint("size")?,
             },
-            5 => Self::FileData {
-                epoch: r.epoch("epoch")?,
-                generation: r.varint("generation")?,
-                offset: r.varint("offset")?,
-                bytes: r.blob("file content", MAX_DATA_BYTES)?.to_vec(),
-            },
+            FILE_DATA => {
+                let Piece { epoch, generation, offset, bytes } = Piece::decode_fields(r)?;
+                Self::FileData { epoch, generation, offset, bytes: bytes.to_vec() }
+            }
             6 => Self::FileEnd {
                 epoch: r.epoch("epoch")?,
                 generation: r.varint("generation")?,
                 meta: Codec::decode(r)?,
-                digest: r.array("digest")?,
+                checksum: r.u128("checksum")?,
             },
             7 => Self::FileAbort { epoch: r.epoch("epoch")?, generation: r.varint("generation")? },
             8 => Self::Applied {
@@ -434,7 +474,7 @@ mod tests {
             },
             MirrorMessage::FileBegin { epoch, generation: 1, path: path("srv/a"), size: 1 << 40 },
             MirrorMessage::FileData { epoch, generation: 1, offset: 5, bytes: vec![1, 2] },
-            MirrorMessage::FileEnd { epoch, generation: 1, meta: meta(), digest: [1; 32] },
+            MirrorMessage::FileEnd { epoch, generation: 1, meta: meta(), checksum: 1 << 100 },
             MirrorMessage::FileAbort { epoch, generation: 1 },
             MirrorMessage::Applied { generations: vec![1, 1 << 50] },
             MirrorMessage::Failed { generation: 1, reason: "full".into() },

@@ -84,7 +84,7 @@ impl Work {
 /// # Errors
 /// When the compressor fails.
 pub fn zstd1(span: Duration) -> Result<(f64, f64)> {
-    let text = records_like();
+    let text = records_like(1, 1 << 20);
     let mut compressor = zstd::bulk::Compressor::new(1).doing("zstd")?;
     let mut out = vec![0; zstd::zstd_safe::compress_bound(PIECE_BYTES)];
     let (mut compressed, mut failed) = (0, None);
@@ -138,11 +138,13 @@ fn rate(span: Duration, mut step: impl FnMut() -> usize) -> f64 {
     }
 }
 
-/// About a megabyte of objects as `ds export` prints them.
-fn records_like() -> Vec<u8> {
-    let mut random = vec![0; 128 << 10];
-    fill(1, &mut random);
-    let mut text = String::new();
+/// `bytes` of objects as `ds export` prints them, the same for the same seed, which must not be 0.
+pub fn records_like(seed: u64, bytes: usize) -> Vec<u8> {
+    /// No line is shorter.
+    const LINE_BYTES: usize = 128;
+    let mut random = vec![0; 8 * (bytes / LINE_BYTES + 1)];
+    fill(seed, &mut random);
+    let mut text = String::with_capacity(bytes + 2 * LINE_BYTES);
     for (user, number) in random.chunks_exact(8).enumerate() {
         let number = number.iter().fold(0_u64, |number, byte| number << 8 | u64::from(*byte));
         // Writing to a string does not fail.
@@ -151,9 +153,10 @@ fn records_like() -> Vec<u8> {
             r#"{{"path":"/CONFIG/Users/user{user}","class":"User","attributes":{{"Extension":["{}"],"Workgroups":["Sales","Support"],"Token":["{number:016x}"]}}}}"#,
             number % 9000 + 1000
         );
-        if text.len() > 1 << 20 {
+        if text.len() >= bytes {
             break;
         }
     }
+    text.truncate(bytes);
     text.into_bytes()
 }

@@ -6,6 +6,7 @@
 pub mod cpu;
 pub mod disk;
 pub mod net;
+mod ring;
 
 use std::time::Duration;
 
@@ -19,11 +20,13 @@ use crate::{
 };
 
 /// Name and unit of each figure.
-const FIGURES: [(&str, &str); 12] = [
+const FIGURES: [(&str, &str); 14] = [
     (MEMCPY, "bytes/s (64 KiB pieces, more than fits in cache)"),
     (LOOPBACK, "bytes/s (blocking, plain TCP)"),
+    ("loopback_ring_64k_bytes_per_s", "bytes/s (io_uring, registered memory, copied by the kernel)"),
+    ("loopback_zero_copy_64k_bytes_per_s", "bytes/s (io_uring, registered memory, zero-copy sends)"),
     ("loopback_round_trip_100b_p50_us", "us (blocking, two threads)"),
-    ("tmpfs_file_over_loopback_bytes_per_s", "bytes/s (better of sendfile and read+write)"),
+    (FILE, "bytes/s (best of read and write, sendfile, splice, zero-copy sends)"),
     (FDATASYNC, "us (4 KiB into a zero-filled file)"),
     ("fdatasync_two_writers_p50_us", "us (4 KiB into a zero-filled file each)"),
     ("sequential_write_fsync_bytes_per_s", "bytes/s (1 MiB writes, one fsync)"),
@@ -33,6 +36,7 @@ const FIGURES: [(&str, &str); 12] = [
     ("zstd1_bytes_in_per_byte_out", ""),
     ("aes_128_gcm_bytes_per_s", "bytes/s (16 KiB records, sealed in place)"),
 ];
+const FILE: &str = "tmpfs_file_over_loopback_bytes_per_s";
 const MEMCPY: &str = "memcpy_bytes_per_s";
 const LOOPBACK: &str = "loopback_tcp_64k_bytes_per_s";
 const FDATASYNC: &str = "fdatasync_one_writer_p50_us";
@@ -45,7 +49,7 @@ pub fn run(plan: &Plan) -> Result<Vec<Figure>> {
     let dir = TempDir::with_prefix("ringpair-floor-").doing("a temporary directory")?;
     let span = Duration::from_millis(if plan.quick { 60 } else { 1000 });
     let megabytes = if plan.quick { 16 } else { 256 };
-    let mut samples = Samples::default();
+    let (mut samples, mut ways) = (Samples::default(), net::Ways::default());
     let work = cpu::Work::new(if plan.quick { 8 } else { 64 });
     for run in 1..=plan.runs {
         progress(&format!("floor: run {run} of {}", plan.runs));
@@ -56,12 +60,17 @@ pub fn run(plan: &Plan) -> Result<Vec<Figure>> {
         let taken = [
             (MEMCPY, memcpy, None),
             (LOOPBACK, loopback, Some(("floor memcpy", memcpy))),
-            ("loopback_round_trip_100b_p50_us", net::round_trip_p50_us(span)?, None),
             (
-                "tmpfs_file_over_loopback_bytes_per_s",
-                net::copy_file(megabytes << 20)?,
+                "loopback_ring_64k_bytes_per_s",
+                net::ring_throughput(span, false)?,
                 Some(("floor loopback TCP", loopback)),
             ),
+            (
+                "loopback_zero_copy_64k_bytes_per_s",
+                net::ring_throughput(span, true)?,
+                Some(("floor loopback TCP", loopback)),
+            ),
+            ("loopback_round_trip_100b_p50_us", net::round_trip_p50_us(span)?, None),
             (FDATASYNC, synced, None),
             (
                 "fdatasync_two_writers_p50_us",
@@ -75,6 +84,8 @@ pub fn run(plan: &Plan) -> Result<Vec<Figure>> {
             ("zstd1_bytes_in_per_byte_out", zstd_ratio, None),
             ("aes_128_gcm_bytes_per_s", cpu::aes_gcm(span)?, Some(("floor memcpy", memcpy))),
         ];
+        ways.add(net::copy_file(megabytes << 20)?);
+        samples.hold_against(FILE, "floor loopback TCP", loopback);
         for (name, value, reference) in taken {
             samples.add(name, value);
             if let Some((reference, value)) = reference {
@@ -82,6 +93,7 @@ pub fn run(plan: &Plan) -> Result<Vec<Figure>> {
             }
         }
     }
+    ways.best()?.1.into_iter().for_each(|rate| samples.add(FILE, rate));
     let figures: Result<Vec<_>> = FIGURES.iter().map(|(name, unit)| samples.figures(name, unit)).collect();
     Ok(figures?.concat())
 }

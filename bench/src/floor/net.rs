@@ -11,22 +11,30 @@ use std::{
     time::{Duration, Instant},
 };
 
-use nix::sched::{CloneFlags, setns};
+use nix::{
+    fcntl::{SpliceFFlags, splice},
+    sched::{CloneFlags, setns},
+};
 use ringpair_tests::pair::Network;
 use tempfile::TempDir;
 
 use super::{
     cpu::fill,
     disk::{histogram, nanoseconds},
+    ring,
 };
-use crate::error::{Doing, Error, Result};
+use crate::{
+    error::{Doing, Error, Result},
+    figure::Spread,
+};
 
 /// The longest that one end waits for the other.
-const PATIENCE: Duration = Duration::from_secs(20);
+pub(super) const PATIENCE: Duration = Duration::from_secs(20);
 /// Where a stream between namespaces is received.
 const STREAM_PORT: u16 = 5201;
 const PIECE_BYTES: usize = 64 << 10;
-const FILE_PIECE_BYTES: usize = 256 << 10;
+const FILE_PIECE_BYTES: usize = 512 << 10;
+const PIPE_BYTES: i32 = 1 << 20;
 const MESSAGE_BYTES: usize = 100;
 
 fn connected() -> Result<(TcpStream, TcpStream)> {
@@ -119,8 +127,7 @@ fn enter(namespace: &str) -> io::Result<()> {
 /// # Errors
 /// When a call fails.
 pub fn throughput(span: Duration) -> Result<f64> {
-    let (mut near, mut far) = connected()?;
-    let send = move || {
+    pieces(|mut far| {
         let mut piece = vec![0; PIECE_BYTES];
         fill(1, &mut piece);
         let start = Instant::now();
@@ -128,7 +135,19 @@ pub fn throughput(span: Duration) -> Result<f64> {
             far.write_all(&piece)?;
         }
         Ok(())
-    };
+    })
+}
+
+/// As [`throughput`], sent by the product's ring out of registered memory, without a copy where the kernel can.
+///
+/// # Errors
+/// When a call fails.
+pub fn ring_throughput(span: Duration, zero_copy: bool) -> Result<f64> {
+    pieces(|far| ring::send_pieces(far, span, zero_copy))
+}
+
+fn pieces(send: impl FnOnce(TcpStream) -> io::Result<()> + Send) -> Result<f64> {
+    let (mut near, far) = connected()?;
     let start = Instant::now();
     let receive = || {
         let (mut piece, mut bytes) = (vec![0; PIECE_BYTES], 0);
@@ -139,7 +158,7 @@ pub fn throughput(span: Duration) -> Result<f64> {
             }
         }
     };
-    let bytes = both(receive, send, "throughput over loopback")?;
+    let bytes = both(receive, move || send(far), "throughput over loopback")?;
     Ok(bytes as f64 / start.elapsed().as_secs_f64())
 }
 
@@ -176,41 +195,116 @@ pub fn round_trip_p50_us(span: Duration) -> Result<f64> {
     Ok(times.value_at_quantile(0.5) as f64 / 1000.0)
 }
 
-/// A file of `bytes` from tmpfs over loopback into tmpfs: bytes a second by the better of two ways to send it. What
-/// arrives is compared.
+/// How a file gets into a socket, and what comes out of one into a file.
+#[derive(Clone, Copy)]
+enum Way {
+    /// Reading and writing pieces.
+    ReadWrite,
+    /// sendfile, or splice by way of a pipe: without a copy of its own in user space.
+    Spliced,
+    /// The product's own ring, from registered buffers, zero-copy where the kernel has that.
+    Ring,
+}
+
+/// Every way to send beside every way to receive that is worth trying.
+const WAYS: [(&str, Way, Way); 5] = [
+    ("read and write", Way::ReadWrite, Way::ReadWrite),
+    ("read, splice", Way::ReadWrite, Way::Spliced),
+    ("sendfile, write", Way::Spliced, Way::ReadWrite),
+    ("sendfile, splice", Way::Spliced, Way::Spliced),
+    ("zero-copy sends, write", Way::Ring, Way::ReadWrite),
+];
+
+/// Bytes a second by each of [`WAYS`].
+pub type ByWay = [f64; WAYS.len()];
+
+/// What several runs gave.
+#[derive(Debug, Default)]
+pub struct Ways(Vec<ByWay>);
+
+impl Ways {
+    /// Adds a run.
+    pub fn add(&mut self, run: ByWay) {
+        self.0.push(run);
+    }
+
+    /// The way with the best median, and what each run gave by it. Not the best of each run: that would be the luckiest
+    /// of several samples where the other side of the ratio has one.
+    ///
+    /// # Errors
+    /// When there was no run.
+    pub fn best(&self) -> Result<(&'static str, Vec<f64>)> {
+        let by_way = WAYS.iter().enumerate().map(|(way, (name, ..))| {
+            let rates: Vec<f64> = self.0.iter().map(|run| run[way]).collect();
+            let median = Spread::of(&rates).map_or(0.0, |spread| spread.median);
+            (*name, rates, median)
+        });
+        let best = by_way.max_by(|a, b| a.2.total_cmp(&b.2)).filter(|(_, rates, _)| !rates.is_empty());
+        best.map(|(name, rates, _)| (name, rates)).ok_or_else(|| Error::Failed("no file was copied".into()))
+    }
+}
+
+/// A file of `bytes` from tmpfs over loopback into tmpfs, by each of [`WAYS`]. What arrives is compared.
 ///
 /// # Errors
 /// When there is no tmpfs, a call fails, or the copy differs.
-pub fn copy_file(bytes: usize) -> Result<f64> {
+pub fn copy_file(bytes: usize) -> Result<ByWay> {
     let dir = TempDir::with_prefix_in("ringpair-floor-", "/dev/shm").doing("a directory in /dev/shm")?;
     let (from, to) = (dir.path().join("from"), dir.path().join("to"));
     let mut data = vec![0; bytes];
     fill(1, &mut data);
     fs::write(&from, &data).doing("a file in tmpfs")?;
-    let sendfile: fn(&mut File, &mut TcpStream) -> io::Result<()> = |file, end| io::copy(file, end).map(|_| ());
-    let read_write: fn(&mut File, &mut TcpStream) -> io::Result<()> = |file, end| pass(file, end);
-    let mut best = 0.0_f64;
-    for send in [sendfile, read_write] {
-        let took = copy_once(&from, &to, send)?;
+    let mut rates = [0.0; WAYS.len()];
+    for (rate, (_, send, receive)) in rates.iter_mut().zip(WAYS) {
+        let took = copy_once(&from, &to, send, receive)?;
         if fs::read(&to).doing("the copy")? != data {
             return Err(Error::Failed("a file copied over loopback differs".into()));
         }
-        best = best.max(bytes as f64 / took.as_secs_f64());
+        *rate = bytes as f64 / took.as_secs_f64();
         fs::remove_file(&to).doing("removing the copy")?;
     }
-    Ok(best)
+    Ok(rates)
 }
 
-fn copy_once(from: &Path, to: &Path, send: fn(&mut File, &mut TcpStream) -> io::Result<()>) -> Result<Duration> {
+fn copy_once(from: &Path, to: &Path, send: Way, receive: Way) -> Result<Duration> {
     let (mut near, mut far) = connected()?;
     let start = Instant::now();
-    let sender = move || send(&mut File::open(from)?, &mut far);
-    let receiver = || pass(&mut near, &mut File::create(to)?);
+    let sender = move || {
+        let mut file = File::open(from)?;
+        match send {
+            Way::ReadWrite => pass(&mut file, &mut far),
+            Way::Spliced => io::copy(&mut file, &mut far).map(drop),
+            Way::Ring => ring::send_file(file, far),
+        }
+    };
+    let receiver = || {
+        let mut file = File::create(to)?;
+        match receive {
+            Way::Spliced => splice_all(&near, &file),
+            Way::ReadWrite | Way::Ring => pass(&mut near, &mut file),
+        }
+    };
     both(receiver, sender, "a file over loopback")?;
     Ok(start.elapsed())
 }
 
-/// Reads and writes pieces of 256 KiB until the end.
+/// Moves everything from a socket into a file by way of a pipe.
+fn splice_all(from: &TcpStream, to: &File) -> io::Result<()> {
+    let (out, into) = nix::unistd::pipe()?;
+    nix::fcntl::fcntl(&into, nix::fcntl::FcntlArg::F_SETPIPE_SZ(PIPE_BYTES))?;
+    let flags = SpliceFFlags::SPLICE_F_MOVE;
+    loop {
+        let mut got = splice(from, None, &into, None, PIPE_BYTES as usize, flags)?;
+        if got == 0 {
+            return Ok(());
+        }
+        while got > 0 {
+            got -= splice(&out, None, to, None, got, flags)?;
+        }
+    }
+}
+
+/// Reads and writes pieces of 512 KiB until the end.
 fn pass(from: &mut impl Read, to: &mut impl Write) -> io::Result<()> {
     let mut piece = vec![0; FILE_PIECE_BYTES];
     loop {

@@ -73,8 +73,7 @@ fn pipelined(span: Duration, rate: Option<f64>) -> Shape {
 }
 
 fn writer(ack: AckLevel) -> Native {
-    let mut native = Native::of(PIPELINED.0, ack, Values::new(Stuff::Letters, VALUE_BYTES)).even_alone();
-    native
+    Native::of(PIPELINED.0, ack, Values::new(Stuff::Letters, VALUE_BYTES)).even_alone()
 }
 
 /// Changes a second of a load.

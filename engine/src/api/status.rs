@@ -140,6 +140,8 @@ pub struct SocketStatus {
     /// Bulk: how many bytes the peer may have under way towards this member, while the path's delay is above its least;
     /// `None`: unlimited.
     pub credit_bytes: Option<u32>,
+    /// Whether large sends go out without a copy: what the kernel reports; `None`: none was sent, or `io` lacks it.
+    pub zero_copy: Option<bool>,
 }
 
 /// The configuration tree.

@@ -150,6 +150,8 @@ pub struct Traffic {
     pub received_bytes: u64,
     /// How many bytes the peer may have under way; `None`: unlimited.
     pub credit_bytes: Option<u32>,
+    /// Whether large sends go out uncopied; `None`: not known.
+    pub zero_copy: Option<bool>,
     /// Bodies of messages sent, before and after compression.
     pub compression: Totals,
 }

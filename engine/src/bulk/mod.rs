@@ -20,6 +20,7 @@ use std::{
 use ringpair_wire::{
     codec::Codec,
     lane::{LaneKind, Message, MessageKind, PathKind},
+    mirror::Piece,
 };
 
 use self::{
@@ -40,7 +41,7 @@ use crate::{
 };
 
 /// The lane is given more only while fewer bytes than this wait on it.
-const FEED_BELOW_BYTES: usize = 4 << 20;
+const FEED_BELOW_BYTES: usize = 1 << 20;
 /// How long to wait after a failed attempt to connect.
 const REDIAL: Duration = Duration::from_millis(50);
 /// How often the mirror's status is told at most.
@@ -211,7 +212,7 @@ impl Bulk {
             BulkCommand::BecomeActive { epoch, roots } => {
                 self.comparisons.forget_unfinished();
                 let options = SourceOptions { epoch, base: self.base.clone(), roots, force_inotify: false };
-                let mut source = Source::new(options);
+                let mut source = Source::new(options, self.driver.pool().clone());
                 if self.conn.is_some() {
                     source.connected(self.mirror_now());
                 }
@@ -350,15 +351,17 @@ impl Bulk {
             Message::Packed { kind, plain_bytes, stored } => {
                 // Taken out, since what it gives lies in its own buffer.
                 let mut packer = std::mem::replace(&mut self.packer, Packer::new(CompressionLevel::Off));
-                let result = packer.unpack(kind, plain_bytes, stored).and_then(|message| self.plain_message(&message));
+                let plain = packer.unpack(kind, plain_bytes, stored);
+                let result = plain.and_then(|message| self.plain_message(&message, None));
                 self.packer = packer;
                 result
             }
-            message => self.plain_message(&message),
+            message => self.plain_message(&message, Some(body)),
         }
     }
 
-    fn plain_message(&mut self, message: &Message<'_>) -> Result<(), String> {
+    /// Takes a message; `body`: what it lies in, where it can be kept.
+    fn plain_message(&mut self, message: &Message<'_>, body: Option<&Shared>) -> Result<(), String> {
         match *message {
             // It belongs to a role that this member has not, or not yet: the peer begins anew with the next lane.
             Message::Mirror(_) if matches!(self.role, Role::Idle) => {
@@ -367,7 +370,14 @@ impl Bulk {
                 }
             }
             Message::Mirror(bytes) => {
-                self.mirror_message(MirrorMessage::from_bytes(bytes).map_err(|error| error.to_string())?);
+                match (Piece::decode(bytes).map_err(|error| error.to_string())?, &mut self.role) {
+                    (Some(piece), Role::Backup(sink)) => {
+                        let kept = body.map(|body| body.slice_ref(piece.bytes));
+                        let result = sink.handle_piece(&piece, kept.unwrap_or_else(|| piece.bytes.to_vec().into()));
+                        self.mirror_result(result);
+                    }
+                    _ => self.mirror_message(MirrorMessage::from_bytes(bytes).map_err(|error| error.to_string())?),
+                }
             }
             Message::Content { id, offset, total, bytes } => {
                 match self.contents.received(id, offset, total, bytes).map_err(|error| error.to_string())? {
@@ -491,11 +501,11 @@ impl Bulk {
             return message;
         }
         let mirror = match &mut self.role {
-            Role::Active(source) => source.poll_message(),
-            Role::Backup(sink) => sink.poll_message(),
+            Role::Active(source) => source.poll_encoded(),
+            Role::Backup(sink) => sink.poll_message().map(|message| Shared::from(message.to_bytes())),
             Role::Idle => None,
         };
-        mirror.map(|message| (MessageKind::Mirror, Shared::from(message.to_bytes())))
+        mirror.map(|body| (MessageKind::Mirror, body))
     }
 
     fn connect(&mut self, now: Instant) {
@@ -538,6 +548,7 @@ impl Bulk {
             sent_bytes: stats.sent_bytes,
             received_bytes: stats.received_bytes,
             credit_bytes: self.credit.bytes(),
+            zero_copy: self.conn.and_then(|conn| self.transport.info(conn)?.zero_copy),
             compression: self.packer.totals(),
         }
     }

@@ -31,7 +31,7 @@ use crate::{
     config::{Config, Endpoint, IoDriver, SecurityMode},
     ds::params::Parameters,
     keys,
-    ring::{Driver, DriverChoice, DriverOptions},
+    ring::{Driver, DriverChoice, DriverOptions, Feature},
 };
 
 /// Registered buffers of three drivers and the supervisor's locked memory fit into this.
@@ -102,7 +102,7 @@ pub(super) fn check(shared: &Shared) -> Result<(), CliError> {
             for problem in &problems.list {
                 findings.note("configuration", Verdict::Fail, problem.to_string());
             }
-            driver(&mut findings, DriverChoice::Auto);
+            driver(&mut findings, DriverChoice::Auto, Vec::new());
         }
     }
     of_host(&mut findings);
@@ -139,6 +139,7 @@ fn of_config(f: &mut Findings, config: &Config) {
             IoDriver::IoUring => DriverChoice::IoUring,
             IoDriver::Plain => DriverChoice::Plain,
         },
+        config.io_without.clone(),
     );
     storage(f, config);
     key_files(f, config);
@@ -168,8 +169,8 @@ fn of_config(f: &mut Findings, config: &Config) {
     mirrored(f, config);
 }
 
-fn driver(f: &mut Findings, choice: DriverChoice) {
-    let options = DriverOptions { choice, in_flight: 8, buf_count: 1, ..DriverOptions::default() };
+fn driver(f: &mut Findings, choice: DriverChoice, without: Vec<Feature>) {
+    let options = DriverOptions { choice, without, in_flight: 8, buf_count: 1, ..DriverOptions::default() };
     match Driver::new(&options) {
         Ok(driver) => {
             let report = driver.report();

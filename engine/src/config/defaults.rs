@@ -16,6 +16,7 @@
 //! dir  = "/etc/ringpair/keys"
 //! [io]
 //! driver = "auto"
+//! without = []                                # zero_copy, defer_taskrun, registered_buffers, registered_files
 //! [release]
 //! version = ""                                # the same as the peer's, if it names none either
 //! [mirror]

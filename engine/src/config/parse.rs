@@ -15,7 +15,7 @@ use ringpair_wire::{
 };
 use toml::Value;
 
-use crate::ds::params;
+use crate::{ds::params, ring::Feature};
 
 use super::{
     defaults,
@@ -54,6 +54,7 @@ pub(super) fn parse(source: &Path, text: &str, overrides: &[String], host: &str)
             &[("auto", IoDriver::Auto), ("io_uring", IoDriver::IoUring), ("plain", IoDriver::Plain)],
             IoDriver::Auto,
         ),
+        io_without: r.choices("io.without", &Feature::NAMED),
         release: release(r),
         mirror: mirror(r),
         module: module(r),

@@ -208,6 +208,20 @@ impl Reader {
         default
     }
 
+    /// A list of a few words, each at most once.
+    pub(super) fn choices<T: Copy>(&mut self, key: &str, choices: &[(&str, T)]) -> Vec<T> {
+        let Some(value) = self.take(key) else { return Vec::new() };
+        let chosen = |word: &Value| choices.iter().find(|(name, _)| word.as_str() == Some(name)).map(|(_, it)| *it);
+        let list = value.as_array().map(|list| list.iter().map(chosen).collect::<Option<Vec<T>>>());
+        if let Some(Some(list)) = list {
+            return list;
+        }
+        let words: Vec<_> = choices.iter().map(|(word, _)| *word).collect();
+        let hint = format!("[\"{}\"]", words.first().copied().unwrap_or_default());
+        self.problem(key, &value.to_string(), &format!("must be a list of {}", words.join(", ")), &hint);
+        Vec::new()
+    }
+
     /// An absolute path.
     pub(super) fn path(&mut self, key: &str, example: &str) -> Option<PathBuf> {
         let text = self.text(key, &format!("\"{example}\""))?;

@@ -74,6 +74,7 @@ mode = "mutual-tls"
 dir  = "/etc/ringpair/keys"
 [io]
 driver = "auto"
+without = ["zero_copy", "registered_files"]
 [release]
 version = "2021.1.3"
 [mirror]
@@ -151,6 +152,8 @@ fn every_error_names_key_value_range_and_what_to_try() {
         ("api.http=localhost", "api.http = \"localhost\"", "address with a port"),
         ("security.mode=none", "\"none\"", "mutual-tls, off"),
         ("io.driver=uring", "\"uring\"", "auto, io_uring, plain. Try: \"io_uring\""),
+        ("io.without=[\"zero\"]", "[\"zero\"]", "a list of zero_copy, defer_taskrun, registered_buffers"),
+        ("io.without=zero_copy", "\"zero_copy\"", "Try: [\"zero_copy\"]"),
         ("mirror.devices=keep", "\"keep\"", "reject, recreate"),
         ("module.probe=ftp://x", "\"ftp://x\"", "tcp:// http:// unix:"),
         ("module.probe=unix:relative", "unix:relative", "absolute path"),

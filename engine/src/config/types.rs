@@ -15,6 +15,8 @@ use ringpair_wire::{
     id::{AckLevel, MemberId},
 };
 
+use crate::ring::Feature;
+
 /// The configuration of one member (interface §3).
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Config {
@@ -34,6 +36,8 @@ pub struct Config {
     pub security: Security,
     /// Which way of doing IO is used.
     pub driver: IoDriver,
+    /// What io_uring is to do without.
+    pub io_without: Vec<Feature>,
     /// The release that this host runs; releases that differ put the pair into an upgrade state (SM-054).
     pub release: String,
     /// Where mirrored directories are taken from.

@@ -27,7 +27,7 @@ use nix::errno::Errno;
 use ringpair_fsmon::scan::open_root;
 use ringpair_wire::{
     id::Epoch,
-    mirror::{RootSpec, bounded_reason},
+    mirror::{Piece, RootSpec, bounded_reason},
 };
 use streams::Stream;
 use tree::{OpenRoot, Tree, discard};
@@ -36,6 +36,7 @@ use super::{
     ArchiveFiles, MAX_PROBLEMS, MirrorBase, MirrorError, MirrorMessage, MirrorPath, MirrorState, MirrorStatus, Outbox,
     Problem, RootSet, lister::Scope,
 };
+use crate::ring::Shared;
 
 /// How many answers may wait to be sent.
 const MAX_OUTBOX: usize = 1024;
@@ -146,11 +147,7 @@ impl Sink {
         let Some(epoch) = message.epoch() else {
             return Err(MirrorError::Protocol("a backup's message sent to a backup".into()));
         };
-        if self.finished || epoch < self.options.epoch {
-            self.outbox.push_back(MirrorMessage::LowerEpoch { known: self.options.epoch });
-            return Err(MirrorError::LowerEpoch { got: epoch, known: self.options.epoch });
-        }
-        self.options.epoch = epoch;
+        self.check_epoch(epoch)?;
         match message {
             MirrorMessage::Roots { session, roots, exceptions, devices, .. } => {
                 self.begin(session, roots, exceptions, devices)
@@ -160,9 +157,11 @@ impl Sink {
                 Ok(())
             }
             MirrorMessage::Items { items, .. } => items.into_iter().try_for_each(|item| self.item(item)),
-            MirrorMessage::FileBegin { generation, path, .. } => self.file_begin(generation, path),
-            MirrorMessage::FileData { generation, offset, bytes, .. } => self.file_data(generation, offset, &bytes),
-            MirrorMessage::FileEnd { generation, meta, digest, .. } => self.file_end(generation, &meta, digest),
+            MirrorMessage::FileBegin { generation, path, size, .. } => self.file_begin(generation, path, size),
+            MirrorMessage::FileData { generation, offset, bytes, .. } => {
+                self.file_data(generation, offset, bytes.into())
+            }
+            MirrorMessage::FileEnd { generation, meta, checksum, .. } => self.file_end(generation, &meta, checksum),
             MirrorMessage::FileAbort { generation, .. } => {
                 if let Some(stream) = self.streams.remove(&generation) {
                     discard(stream.dir.as_fd(), &stream.temporary);
@@ -189,6 +188,26 @@ impl Sink {
             }
             _ => Err(MirrorError::Protocol("a backup's message sent to a backup".into())),
         }
+    }
+
+    /// As [`Self::handle_message`], for a piece of a large file. `bytes`: those of the piece, which are kept until they
+    /// are written.
+    ///
+    /// # Errors
+    /// As [`Self::handle_message`].
+    pub fn handle_piece(&mut self, piece: &Piece<'_>, bytes: Shared) -> Result<(), MirrorError> {
+        debug_assert_eq!(piece.bytes, bytes, "the same bytes, owned");
+        self.check_epoch(piece.epoch)?;
+        self.file_data(piece.generation, piece.offset, bytes)
+    }
+
+    fn check_epoch(&mut self, epoch: Epoch) -> Result<(), MirrorError> {
+        if self.finished || epoch < self.options.epoch {
+            self.outbox.push_back(MirrorMessage::LowerEpoch { known: self.options.epoch });
+            return Err(MirrorError::LowerEpoch { got: epoch, known: self.options.epoch });
+        }
+        self.options.epoch = epoch;
+        Ok(())
     }
 
     fn begin(

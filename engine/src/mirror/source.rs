@@ -30,6 +30,7 @@ use dirty::Dirty;
 use reader::{Reader, Stream};
 use ringpair_fsmon::watch::Watcher;
 use ringpair_wire::{
+    codec::Codec,
     id::Epoch,
     mirror::{Item, Problem},
 };
@@ -41,6 +42,7 @@ use super::{
     MAX_PROBLEMS, MirrorBase, MirrorDifferences, MirrorError, MirrorMessage, MirrorPath, MirrorState, MirrorStatus,
     RootSet,
 };
+use crate::ring::{BufPool, Shared};
 
 /// How often the roots are looked at.
 const LOOK_EVERY: Duration = Duration::from_secs(1);
@@ -168,7 +170,9 @@ pub struct Source {
     batch: Vec<Item>,
     batch_bytes: usize,
     /// Messages with the generation that must have been announced before they go.
-    outbox: VecDeque<(u64, MirrorMessage)>,
+    outbox: VecDeque<(u64, Outgoing)>,
+    /// Large files are read into its buffers.
+    pool: BufPool,
     outbox_bytes: usize,
     unannounced: VecDeque<MirrorPath>,
     announced_through: u64,
@@ -202,8 +206,9 @@ impl std::fmt::Debug for Source {
 impl Source {
     /// Opens the roots and marks the watches. A root that is missing or unreadable is named in the status, not an error.
     #[must_use]
-    pub fn new(options: SourceOptions) -> Self {
+    pub fn new(options: SourceOptions, pool: BufPool) -> Self {
         let mut this = Self {
+            pool,
             set: Arc::new(RootSet::default()),
             roots: Vec::new(),
             next_look: Duration::ZERO,
@@ -340,16 +345,19 @@ impl Source {
         Some(MirrorMessage::Announce { epoch: self.options.epoch, first_generation, more, paths })
     }
 
-    /// The next message for the bulk lane. Leave messages here while the lane is full: the outbox is bounded, and so
-    /// is what is read ahead.
-    pub fn poll_message(&mut self) -> Option<MirrorMessage> {
+    /// The next message for the bulk lane, encoded. Leave messages here while the lane is full: the outbox is bounded,
+    /// and so is what is read ahead.
+    pub fn poll_encoded(&mut self) -> Option<Shared> {
         let (generation, _) = self.outbox.front()?;
         if *generation > self.announced_through {
             return None;
         }
-        let (_, message) = self.outbox.pop_front()?;
-        self.outbox_bytes = self.outbox_bytes.saturating_sub(weight(&message));
-        Some(message)
+        let (_, outgoing) = self.outbox.pop_front()?;
+        self.outbox_bytes = self.outbox_bytes.saturating_sub(outgoing.weight());
+        Some(match outgoing {
+            Outgoing::Message(message) => Shared::from(message.to_bytes()),
+            Outgoing::Encoded(bytes) => bytes,
+        })
     }
 
     /// What the loop is to be told.
@@ -427,12 +435,23 @@ impl Source {
     }
 }
 
-/// What a message weighs in the outbox.
-fn weight(message: &MirrorMessage) -> usize {
-    match message {
-        MirrorMessage::FileData { bytes, .. } => bytes.len(),
-        MirrorMessage::Items { items, .. } => items.iter().map(item_weight).sum(),
-        _ => 64,
+/// What waits to be sent.
+#[derive(Debug)]
+enum Outgoing {
+    /// To be encoded when it is sent.
+    Message(MirrorMessage),
+    /// A piece of a large file, where it was read.
+    Encoded(Shared),
+}
+
+impl Outgoing {
+    /// What it weighs in the outbox.
+    fn weight(&self) -> usize {
+        match self {
+            Self::Encoded(bytes) => bytes.len(),
+            Self::Message(MirrorMessage::Items { items, .. }) => items.iter().map(item_weight).sum(),
+            Self::Message(_) => 64,
+        }
     }
 }
 

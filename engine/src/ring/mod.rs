@@ -42,6 +42,30 @@ pub enum DriverChoice {
     Plain,
 }
 
+/// What io_uring can be told to do without (`io.without` of the configuration): for hosts where something of it is
+/// broken, and to test that all works without.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub enum Feature {
+    /// `zero_copy`: sends out of the caller's memory.
+    ZeroCopy,
+    /// `defer_taskrun`: results are worked on in the turn that takes them.
+    DeferTaskrun,
+    /// `registered_buffers`: the pool's memory is known to the kernel beforehand.
+    RegisteredBuffers,
+    /// `registered_files`: long-lived descriptors are known to the kernel beforehand.
+    RegisteredFiles,
+}
+
+impl Feature {
+    /// Every one with its name in the configuration.
+    pub const NAMED: [(&str, Self); 4] = [
+        ("zero_copy", Self::ZeroCopy),
+        ("defer_taskrun", Self::DeferTaskrun),
+        ("registered_buffers", Self::RegisteredBuffers),
+        ("registered_files", Self::RegisteredFiles),
+    ];
+}
+
 /// What a driver is made with. All of it is allocated at the start.
 #[derive(Clone, Debug)]
 pub struct DriverOptions {
@@ -55,11 +79,20 @@ pub struct DriverOptions {
     pub buf_bytes: usize,
     /// How many descriptors can be registered at once (0: none).
     pub registered_files: u32,
+    /// What io_uring is to do without.
+    pub without: Vec<Feature>,
 }
 
 impl Default for DriverOptions {
     fn default() -> Self {
-        Self { choice: DriverChoice::Auto, in_flight: 512, buf_count: 64, buf_bytes: 64 << 10, registered_files: 64 }
+        Self {
+            choice: DriverChoice::Auto,
+            in_flight: 512,
+            buf_count: 64,
+            buf_bytes: 64 << 10,
+            registered_files: 64,
+            without: Vec::new(),
+        }
     }
 }
 
@@ -154,6 +187,15 @@ impl Driver {
     pub fn register(&mut self, fd: &Fd) -> bool {
         match self {
             Self::Ring(driver) => driver.register(fd),
+            Self::Plain(_) => false,
+        }
+    }
+
+    /// Whether [`Op::SendZeroCopy`] may avoid copies here; otherwise it is a `Send` that completes twice.
+    #[must_use]
+    pub fn can_zero_copy(&self) -> bool {
+        match self {
+            Self::Ring(driver) => driver.can_zero_copy(),
             Self::Plain(_) => false,
         }
     }

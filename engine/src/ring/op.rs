@@ -181,6 +181,16 @@ pub enum Op {
         /// 1 to [`MAX_SLICES`] slices.
         slices: Vec<Shared>,
     },
+    /// As `Send`, but the kernel may go on reading the slices' memory after it has taken every byte, instead of copying
+    /// it. Completes twice when it succeeds: first with [`Completion::more`] set, when every byte is taken and the
+    /// next send may begin, then when the memory is free again: with how many bytes the kernel copied after all, none
+    /// or all. A failure is one last completion. The last completion may come long after the descriptor was closed.
+    SendZeroCopy {
+        /// A connected socket.
+        fd: Fd,
+        /// 1 to [`MAX_SLICES`] slices.
+        slices: Vec<Shared>,
+    },
     /// Receives one datagram into the spare capacity. Completes with [`Carried::Datagram`]. A longer datagram is cut
     /// off: give one byte more than the longest valid one.
     RecvFrom {
@@ -250,7 +260,10 @@ impl Op {
     /// Whether the operation can be carried out at all: slices counted, spare capacity there.
     pub(super) fn is_sound(&self) -> bool {
         match self {
-            Self::Send { slices, .. } | Self::WriteAt { slices, .. } | Self::WriteSynced { slices, .. } => {
+            Self::Send { slices, .. }
+            | Self::SendZeroCopy { slices, .. }
+            | Self::WriteAt { slices, .. }
+            | Self::WriteSynced { slices, .. } => {
                 (1..=MAX_SLICES).contains(&slices.len()) && slices.iter().any(|slice| !slice.is_empty())
             }
             Self::Recv { buf, .. } | Self::RecvFrom { buf, .. } => buf.spare() > 0,
@@ -267,6 +280,7 @@ impl Op {
             | Self::Connect { fd, .. }
             | Self::Recv { fd, .. }
             | Self::Send { fd, .. }
+            | Self::SendZeroCopy { fd, .. }
             | Self::RecvFrom { fd, .. }
             | Self::SendTo { fd, .. }
             | Self::ReadAt { fd, .. }
@@ -292,15 +306,16 @@ impl Op {
 
     /// Whether it waits for the descriptor to become writable, not readable.
     pub(super) fn sends(&self) -> bool {
-        matches!(self, Self::Send { .. } | Self::SendTo { .. } | Self::Connect { .. })
+        matches!(self, Self::Send { .. } | Self::SendZeroCopy { .. } | Self::SendTo { .. } | Self::Connect { .. })
     }
 
     /// The bytes of all slices of a send or write.
     pub(super) fn total_bytes(&self) -> usize {
         match self {
-            Self::Send { slices, .. } | Self::WriteAt { slices, .. } | Self::WriteSynced { slices, .. } => {
-                slices.iter().map(Shared::len).sum()
-            }
+            Self::Send { slices, .. }
+            | Self::SendZeroCopy { slices, .. }
+            | Self::WriteAt { slices, .. }
+            | Self::WriteSynced { slices, .. } => slices.iter().map(Shared::len).sum(),
             _ => 0,
         }
     }

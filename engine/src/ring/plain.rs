@@ -221,6 +221,10 @@ impl PlainDriver {
                     return true;
                 }
                 Ok(Success::Count(count)) => {
+                    if matches!(op, Op::SendZeroCopy { .. }) {
+                        let (token, carried) = (entry.token, Carried::Nothing);
+                        completions.push(Completion { token, result: Ok(count), carried, more: true });
+                    }
                     self.complete(index, Ok(count), op.into_carried(), completions);
                     return true;
                 }
@@ -362,7 +366,7 @@ fn attempt(op: &mut Op, moved: &mut usize) -> io::Result<Success> {
             buf.set_len(buf.len() + count);
             Ok(Success::Count(count))
         }
-        Op::Send { fd, slices } => loop {
+        Op::Send { fd, slices } | Op::SendZeroCopy { fd, slices } => loop {
             let mut parts: Vec<IoSlice<'_>> = slices.iter().map(|slice| IoSlice::new(slice)).collect();
             let mut left = &mut parts[..];
             IoSlice::advance_slices(&mut left, *moved);

@@ -24,6 +24,8 @@ pub(super) struct Area {
     iov: [libc::iovec; MAX_SLICES],
 }
 
+/// Asks for a notification that says whether the kernel copied (IORING_SEND_ZC_REPORT_USAGE).
+const REPORT_USAGE: u16 = 1 << 3;
 /// The room for an address.
 const ADDR_BYTES: libc::socklen_t = size_of::<libc::sockaddr_storage>() as libc::socklen_t;
 
@@ -35,13 +37,27 @@ pub(super) struct Registered<'a> {
     pub files: Option<&'a std::sync::Arc<super::registry::Slots>>,
 }
 
+/// A result of the kernel.
+#[derive(Clone, Copy)]
+pub(super) struct Outcome {
+    /// As the entry says.
+    pub result: i32,
+    /// A notification of a zero-copy send follows this result.
+    pub notified_later: bool,
+    /// This is that notification.
+    pub is_notification: bool,
+}
+
+/// In a notification's result: the kernel copied after all.
+const COPIED: u32 = 1 << 31;
+
 /// What becomes of an operation after a result.
 pub(super) enum Next {
     /// More results of this submission are to come.
     Wait,
     /// To be submitted again: it was short, interrupted, or must wait for readiness first.
     Again,
-    /// The write half of `WriteSynced` is done, in full.
+    /// The write half of `WriteSynced` is done, in full; or a zero-copy send was taken, in full.
     Written(usize),
     /// The end.
     Done(io::Result<usize>, Carried),
@@ -68,12 +84,22 @@ pub(super) struct Slot {
     write_result: Option<i32>,
     /// The result of the sync half.
     sync_result: Option<i32>,
+    /// Notifications of zero-copy sends that the kernel owes.
+    notifications: u32,
+    /// A notification said that the kernel copied, or it refused not to.
+    copied: bool,
+    /// The kernel refused to send this without copying.
+    refused: bool,
+    /// What the zero-copy send came to, once only notifications are owed.
+    outcome: Option<io::Result<usize>>,
+    /// The memory of that send.
+    held: Vec<Shared>,
     area: Option<NonNull<Area>>,
 }
 
 impl Drop for Slot {
     fn drop(&mut self) {
-        assert_eq!(self.expecting, 0, "a slot is leaked, not dropped, while the kernel may use it");
+        assert!(!self.is_owed(), "a slot is leaked, not dropped, while the kernel may use it");
         if let Some(area) = self.area {
             // SAFETY: made by `Box::into_raw` in `area`, dropped once, and the kernel owes no result that uses it.
             drop(unsafe { Box::from_raw(area.as_ptr()) });
@@ -102,13 +128,19 @@ fn errno(result: i32) -> io::Error {
 impl Slot {
     /// Puts an operation into the free slot.
     pub(super) fn occupy(&mut self, token: Token, op: Op) {
-        assert!(self.op.is_none() && self.expecting == 0, "a slot holds one operation at a time");
+        assert!(self.op.is_none() && !self.is_owed(), "a slot holds one operation at a time");
         self.generation = (self.generation + 1) & 0x0fff_ffff;
         self.token = token;
         self.op = Some(op);
         self.cancelled = false;
         self.polling = false;
         self.moved = 0;
+        (self.copied, self.refused) = (false, false);
+    }
+
+    /// Whether the kernel may still use memory of this slot.
+    pub(super) fn is_owed(&self) -> bool {
+        self.expecting > 0 || self.notifications > 0
     }
 
     /// Whether an early end can be asked for: file operations always run to their end.
@@ -149,7 +181,7 @@ impl Slot {
             return (opcode::PollAdd::new(fd, mask as u32).build().flags(flags).user_data(main), None);
         }
         let synced = matches!(op, Op::WriteSynced { .. });
-        let entry = entry_of(op, fd, area, moved, registered).flags(flags).user_data(main);
+        let entry = entry_of(op, fd, area, moved, self.refused, registered).flags(flags).user_data(main);
         if !synced {
             return (entry, None);
         }
@@ -159,8 +191,16 @@ impl Slot {
         (entry.flags(squeue::Flags::IO_LINK), Some(fsync))
     }
 
-    /// Takes one result of the current submission.
-    pub(super) fn take_result(&mut self, result: i32, is_sync: bool) -> Next {
+    /// Takes one result of the current submission, or a notification of one of this operation's.
+    pub(super) fn take_result(&mut self, outcome: Outcome, is_sync: bool) -> Next {
+        let result = outcome.result;
+        if outcome.is_notification {
+            self.notifications =
+                self.notifications.checked_sub(1).unwrap_or_else(|| unreachable!("the kernel owes this notification"));
+            self.copied |= result as u32 & COPIED != 0;
+            return self.take_end();
+        }
+        self.notifications += u32::from(outcome.notified_later);
         self.expecting = self.expecting.checked_sub(1).unwrap_or_else(|| unreachable!("the kernel owes this result"));
         let Some(op) = self.op.as_ref() else { unreachable!("results belong to occupied slots") };
         if matches!(op, Op::WriteSynced { .. }) {
@@ -182,10 +222,69 @@ impl Slot {
             libc::EAGAIN => return Next::Again,
             _ => {}
         }
+        if matches!(op, Op::SendZeroCopy { .. }) {
+            return self.take_zero_copy(result);
+        }
         if result < 0 {
             return self.finish(Err(errno(result)));
         }
         self.take_success(result as usize)
+    }
+
+    /// A zero-copy send, or a part of it, has ended; its memory is not free yet.
+    fn take_zero_copy(&mut self, result: i32) -> Next {
+        if !self.refused && matches!(-result, libc::EOPNOTSUPP | libc::ENOMEM | libc::ENOBUFS) {
+            // No such socket, or no more memory may be pinned.
+            (self.refused, self.copied) = (true, true);
+            return Next::Again;
+        }
+        let total = self.op.as_ref().map_or(0, Op::total_bytes);
+        self.moved += usize::try_from(result).unwrap_or(0);
+        let outcome = match result {
+            ..0 => Err(errno(result)),
+            _ if self.moved == total => Ok(total),
+            0 => Err(io::ErrorKind::WriteZero.into()),
+            _ => return Next::Again,
+        };
+        if outcome.is_err() {
+            return self.end_zero_copy(outcome);
+        }
+        self.hold_zero_copy(outcome);
+        Next::Written(total)
+    }
+
+    /// Only notifications are waited for from now on.
+    fn hold_zero_copy(&mut self, outcome: io::Result<usize>) {
+        // The descriptor goes now: a closed connection does not stay open for the sake of a notification.
+        if let Some(Op::SendZeroCopy { slices, .. }) = self.op.take() {
+            self.held = slices;
+        }
+        self.outcome = Some(outcome);
+    }
+
+    fn end_zero_copy(&mut self, outcome: io::Result<usize>) -> Next {
+        self.hold_zero_copy(outcome);
+        self.take_end()
+    }
+
+    /// Ends an operation that was asked to end before it was submitted, or submitted again.
+    pub(super) fn cancel(&mut self) -> Next {
+        let canceled = Err(io::Error::from_raw_os_error(libc::ECANCELED));
+        match self.op {
+            Some(Op::SendZeroCopy { .. }) => self.end_zero_copy(canceled),
+            _ => self.finish(canceled),
+        }
+    }
+
+    /// The end of a zero-copy send, if nothing is owed any more.
+    pub(super) fn take_end(&mut self) -> Next {
+        if self.is_owed() {
+            return Next::Wait;
+        }
+        let Some(outcome) = self.outcome.take() else { return Next::Wait };
+        self.held = Vec::new();
+        let copied = self.copied;
+        Next::Done(outcome.map(|total| if copied { total } else { 0 }), super::Carried::Nothing)
     }
 
     fn take_readiness(&mut self, result: i32) -> Next {
@@ -317,12 +416,13 @@ fn fill_msg(area: NonNull<Area>, count: usize, peer: Option<&SocketAddr>) -> *mu
     }
 }
 
-/// The entry for what is left of `op` after `moved` bytes. It points into buffers that `op` owns and into `area`.
+/// The entry for what is left of `op` after `moved` bytes; `refused`: the socket takes no zero-copy send. It points into buffers that `op` owns and into `area`.
 fn entry_of(
     op: &mut Op,
     fd: types::Fd,
     area: NonNull<Area>,
     moved: usize,
+    refused: bool,
     registered: &Registered<'_>,
 ) -> squeue::Entry {
     match op {
@@ -344,19 +444,8 @@ fn entry_of(
             let (start, len) = buf.spare_raw();
             opcode::Recv::new(fd, start, clamp(len)).build()
         }
-        Op::Send { slices, .. } => {
-            let flags = libc::MSG_NOSIGNAL | libc::MSG_WAITALL;
-            match left(slices, moved) {
-                Some(only) => opcode::Send::new(fd, only.as_ptr(), clamp(only.len())).flags(flags).build(),
-                None => {
-                    let count = fill_iov(area, slices, moved);
-                    let msg = fill_msg(area, count, None);
-                    // SAFETY: the area is ours; a connected socket takes no address.
-                    unsafe { ((*msg).msg_name, (*msg).msg_namelen) = (std::ptr::null_mut(), 0) };
-                    opcode::SendMsg::new(fd, msg).flags(flags as u32).build()
-                }
-            }
-        }
+        Op::Send { slices, .. } => send_entry(slices, fd, area, moved, None),
+        Op::SendZeroCopy { slices, .. } => send_entry(slices, fd, area, moved, (!refused).then_some(registered)),
         Op::RecvFrom { buf, .. } => {
             let (start, len) = buf.spare_raw();
             // SAFETY: entry 0 of the table; the area is ours while nothing is in flight.
@@ -393,6 +482,35 @@ fn entry_of(
         Op::Fdatasync { .. } => opcode::Fsync::new(fd).flags(types::FsyncFlags::DATASYNC).build(),
         Op::Fsync { .. } => opcode::Fsync::new(fd).build(),
         Op::PollReadable { .. } => opcode::PollAdd::new(fd, libc::POLLIN as u32).build(),
+    }
+}
+
+/// The entry that sends what is left of `slices`; `zero_copy`: without copying, from registered memory where it is that.
+fn send_entry(
+    slices: &[Shared],
+    fd: types::Fd,
+    area: NonNull<Area>,
+    moved: usize,
+    zero_copy: Option<&Registered<'_>>,
+) -> squeue::Entry {
+    let flags = libc::MSG_NOSIGNAL | libc::MSG_WAITALL;
+    match (left(slices, moved), zero_copy) {
+        (Some(only), None) => opcode::Send::new(fd, only.as_ptr(), clamp(only.len())).flags(flags).build(),
+        (Some(only), Some(registered)) => {
+            let fixed = registered.holds(only.as_ptr(), clamp(only.len())).then_some(0);
+            let entry = opcode::SendZc::new(fd, only.as_ptr(), clamp(only.len())).flags(flags);
+            entry.buf_index(fixed).zc_flags(REPORT_USAGE).build()
+        }
+        (None, zero_copy) => {
+            let count = fill_iov(area, slices, moved);
+            let msg = fill_msg(area, count, None);
+            // SAFETY: the area is ours; a connected socket takes no address.
+            unsafe { ((*msg).msg_name, (*msg).msg_namelen) = (std::ptr::null_mut(), 0) };
+            match zero_copy {
+                None => opcode::SendMsg::new(fd, msg).flags(flags as u32).build(),
+                Some(_) => opcode::SendMsgZc::new(fd, msg).ioprio(REPORT_USAGE).flags(flags as u32).build(),
+            }
+        }
     }
 }
 

@@ -1,10 +1,13 @@
-//! Every scenario on both drivers: they must not differ (REP-301).
+//! Every scenario on both drivers, and on the ring without each of its features: they must not differ (REP-301).
 
 use std::{
     fs::File,
     io::{Read, Write},
     net::{Ipv4Addr, SocketAddr, TcpListener, TcpStream, UdpSocket},
-    os::{fd::AsRawFd, unix::net::UnixStream},
+    os::{
+        fd::{AsFd, AsRawFd},
+        unix::net::UnixStream,
+    },
     time::{Duration, Instant},
 };
 
@@ -20,8 +23,12 @@ fn each(test: impl Fn(&mut Driver)) {
 }
 
 fn each_with(options: &DriverOptions, test: impl Fn(&mut Driver)) {
-    for choice in [DriverChoice::Plain, DriverChoice::IoUring] {
-        let mut driver = match Driver::new(&DriverOptions { choice, ..options.clone() }) {
+    let masks = Feature::NAMED.iter().map(|(_, feature)| vec![*feature]);
+    let all = Feature::NAMED.iter().map(|(_, feature)| *feature).collect();
+    let ring = masks.chain([Vec::new(), all]).map(|without| (DriverChoice::IoUring, without));
+    for (choice, without) in ring.chain([(DriverChoice::Plain, Vec::new())]) {
+        eprintln!("{choice:?} without {without:?}");
+        let mut driver = match Driver::new(&DriverOptions { choice, without, ..options.clone() }) {
             Ok(driver) => driver,
             Err(error) if choice == DriverChoice::IoUring => {
                 eprintln!("skipped on io_uring: {error}");
@@ -139,6 +146,115 @@ fn a_long_send_through_a_short_queue_is_complete_and_in_order() {
         });
         assert_eq!(collect(driver, 1)[0].result.as_ref().unwrap(), &4_000_000);
         assert_eq!(reader.join().unwrap().unwrap(), data);
+    });
+}
+
+#[test]
+fn what_the_ring_is_to_do_without_it_does_without() {
+    let words = [
+        (Feature::ZeroCopy, "zero_copy_sends"),
+        (Feature::DeferTaskrun, "defer_taskrun"),
+        (Feature::RegisteredBuffers, "registered_buffers"),
+        (Feature::RegisteredFiles, "registered_files"),
+    ];
+    let options =
+        DriverOptions { choice: DriverChoice::IoUring, in_flight: 8, buf_count: 2, ..DriverOptions::default() };
+    let Ok(whole) = Driver::new(&options) else { return eprintln!("skipped: no io_uring") };
+    for (feature, word) in words {
+        let without = Driver::new(&DriverOptions { without: vec![feature], ..options.clone() }).unwrap();
+        let has = |driver: &Driver| driver.report().features.iter().any(|feature| feature == word);
+        assert!(!has(&without) && without.report().why.contains("io.without"), "{:?}", without.report());
+        if !has(&whole) {
+            eprintln!("not to be had here anyway: {word}");
+        }
+        let mut driver = without;
+        assert_eq!(driver.can_zero_copy(), whole.can_zero_copy() && feature != Feature::ZeroCopy);
+        let file = Fd::new(tempfile::tempfile().unwrap());
+        assert!(!(driver.register(&file) && feature == Feature::RegisteredFiles));
+    }
+}
+
+/// Sends `slices` zero-copy while a thread reads them all; what it read.
+fn zero_copied(driver: &mut Driver, slices: Vec<Shared>) -> Vec<u8> {
+    let listener = TcpListener::bind((Ipv4Addr::LOCALHOST, 0)).unwrap();
+    let near = TcpStream::connect(listener.local_addr().unwrap()).unwrap();
+    let (mut far, _) = listener.accept().unwrap();
+    far.set_read_timeout(Some(BOUND)).unwrap();
+    let reader = std::thread::spawn(move || {
+        let mut got = Vec::new();
+        far.read_to_end(&mut got).map(|_| got)
+    });
+    let total: usize = slices.iter().map(|slice| slice.len()).sum();
+    // The descriptor goes with the send: the end comes though the notification may be owed yet.
+    driver.submit(token(3), Op::SendZeroCopy { fd: Fd::new(near), slices }).unwrap();
+    let done = collect(driver, 2);
+    assert_eq!((done[0].token, done[0].more, *done[0].result.as_ref().unwrap()), (token(3), true, total));
+    let copied = *done[1].result.as_ref().unwrap();
+    assert!(!done[1].more && (copied == 0 || copied == total), "{copied} of {total}");
+    // A driver may hold a clone of the descriptor until its next turn.
+    driver.turn(Some(Duration::ZERO), &mut Vec::new()).unwrap();
+    reader.join().unwrap().unwrap()
+}
+
+#[test]
+fn a_zero_copy_send_gives_its_memory_back_when_the_kernel_has_done_with_it() {
+    each(|driver| {
+        let mut buf = driver.pool().take().unwrap();
+        let len = buf.capacity();
+        buf.set_len(len);
+        (0_u32..).zip(buf.iter_mut()).for_each(|(at, byte)| *byte = (at * 7) as u8);
+        let expected = buf.to_vec();
+        assert!(zero_copied(driver, vec![buf.freeze()]) == expected);
+        assert_eq!((driver.in_flight(), driver.pool().free_count()), (0, 8));
+        // More than the socket takes at once, from both kinds of memory.
+        let large: Vec<u8> = (0..3_000_000u32).flat_map(|n| n.to_le_bytes()).collect();
+        let mut head = driver.pool().take().unwrap();
+        head.append(b"head");
+        let slices = vec![head.freeze(), Shared::from(large.clone()), Shared::from_static(b"tail")];
+        let got = zero_copied(driver, slices);
+        assert!(got == [b"head", &large[..], b"tail"].concat());
+        assert_eq!((driver.in_flight(), driver.pool().free_count()), (0, 8));
+    });
+}
+
+#[test]
+fn a_socket_that_takes_no_zero_copy_send_gets_a_copy() {
+    each(|driver| {
+        let (a, mut b) = UnixStream::pair().unwrap();
+        let slices = vec![Shared::from(vec![7; 40_000])];
+        driver.submit(token(1), Op::SendZeroCopy { fd: Fd::new(a), slices }).unwrap();
+        let done = collect(driver, 2);
+        assert_eq!(done.iter().map(|done| *done.result.as_ref().unwrap()).collect::<Vec<_>>(), [40_000; 2]);
+        let mut got = Vec::new();
+        b.read_to_end(&mut got).unwrap();
+        assert!(got == [7; 40_000]);
+    });
+}
+
+#[test]
+fn a_zero_copy_send_that_waits_can_be_cancelled_and_gives_its_memory_back() {
+    each(|driver| {
+        let (a, b) = tcp_pair(driver);
+        let mut buf = driver.pool().take().unwrap();
+        let len = buf.capacity();
+        buf.set_len(len);
+        // So much that the sockets cannot hold it while nobody reads.
+        let slices = vec![buf.freeze(), Shared::from(vec![1; 64 << 20])];
+        driver.submit(token(5), Op::SendZeroCopy { fd: a, slices }).unwrap();
+        let mut completions = Vec::new();
+        driver.turn(Some(Duration::ZERO), &mut completions).unwrap();
+        assert!(completions.is_empty());
+        assert_eq!(driver.cancel(token(5)), 1);
+        let drain = std::thread::spawn(move || {
+            let mut end = TcpStream::from(b.as_fd().try_clone_to_owned().unwrap());
+            end.set_nonblocking(false).unwrap();
+            end.set_read_timeout(Some(BOUND)).unwrap();
+            std::io::copy(&mut end, &mut std::io::sink())
+        });
+        let done = collect(driver, 1);
+        assert!(done[0].result.is_err() && !done[0].more, "{done:?}");
+        assert_eq!((driver.in_flight(), driver.pool().free_count()), (0, 8));
+        drain.join().unwrap().unwrap();
     });
 }
 

@@ -18,9 +18,10 @@ use std::{
 use io_uring::{Builder, IoUring, Probe, cqueue, opcode, types};
 
 use super::{
-    BufPool, Carried, Completion, DriverOptions, DriverReport, Fd, Op, Rejected, RejectedWhy, Token, Turned, Waker,
+    BufPool, Carried, Completion, DriverOptions, DriverReport, Fd, Feature, Op, Rejected, RejectedWhy, Token, Turned,
+    Waker,
     registry::Slots,
-    slot::{Next, Registered, Slot},
+    slot::{Next, Outcome, Registered, Slot},
 };
 
 /// How long a dropped driver waits for its operations to end, before it leaks what they own.
@@ -47,7 +48,7 @@ pub struct RingDriver {
     slots: Box<[Slot]>,
     free: Vec<u32>,
     queue: VecDeque<Queued>,
-    results: Vec<(u64, i32)>,
+    results: Vec<(u64, Outcome)>,
     pool: BufPool,
     region: Option<Range<usize>>,
     files: Option<Arc<Slots>>,
@@ -55,6 +56,7 @@ pub struct RingDriver {
     /// Where the kernel puts the eventfd's counter: made by `Box::into_raw`, freed when no read is in flight.
     wake_count: *mut u64,
     wake_armed: bool,
+    zero_copy: bool,
     report: DriverReport,
     thread_bound: PhantomData<*const ()>,
 }
@@ -66,7 +68,7 @@ impl fmt::Debug for RingDriver {
 }
 
 /// The first set of flags that the kernel takes, with its name.
-fn build_ring(in_flight: u32) -> io::Result<(IoUring, &'static str)> {
+fn build_ring(in_flight: u32, defer: bool) -> io::Result<(IoUring, &'static str)> {
     type Flags = fn(&mut Builder) -> &mut Builder;
     let attempts: [(&str, Flags); 3] = [
         ("defer_taskrun", |b| b.setup_single_issuer().setup_defer_taskrun().setup_coop_taskrun().setup_submit_all()),
@@ -74,10 +76,10 @@ fn build_ring(in_flight: u32) -> io::Result<(IoUring, &'static str)> {
         ("no task-run flags", |b| b),
     ];
     let entries = in_flight.next_power_of_two().clamp(8, 256);
-    // Two results for each WriteSynced, one more for each cancellation, and the waker's.
+    // Two results for each WriteSynced and zero-copy send, one more for each cancellation, and the waker's.
     let results = (in_flight * 3 + 8).next_power_of_two();
     let mut last = None;
-    for (name, flags) in attempts {
+    for (name, flags) in attempts.into_iter().skip(usize::from(!defer)) {
         let mut builder = IoUring::builder();
         match flags(&mut builder).setup_clamp().setup_cqsize(results).dontfork().build(entries) {
             Ok(ring) => return Ok((ring, name)),
@@ -89,7 +91,8 @@ fn build_ring(in_flight: u32) -> io::Result<(IoUring, &'static str)> {
 }
 
 /// Fails when an opcode that the driver needs is missing.
-fn check_opcodes(ring: &IoUring) -> io::Result<()> {
+/// Otherwise, whether sends can be zero-copy.
+fn check_opcodes(ring: &IoUring) -> io::Result<bool> {
     let mut probe = Probe::new();
     ring.submitter().register_probe(&mut probe)?;
     let needed = [
@@ -115,7 +118,32 @@ fn check_opcodes(ring: &IoUring) -> io::Result<()> {
         None if !ring.params().is_feature_ext_arg() => {
             Err(io::Error::new(io::ErrorKind::Unsupported, "io_uring lacks waits with a time limit"))
         }
-        None => Ok(()),
+        None => Ok([opcode::SendZc::CODE, opcode::SendMsgZc::CODE].iter().all(|code| probe.is_supported(*code))),
+    }
+}
+
+/// Registers the pool's memory as buffer 0; else why not.
+fn register_buffers(ring: &IoUring, pool: &BufPool, masked: bool) -> Result<Range<usize>, String> {
+    if masked {
+        return Err("buffers are not registered (io.without)".into());
+    }
+    let region = pool.region();
+    let iovec = libc::iovec { iov_base: region.start as *mut libc::c_void, iov_len: region.len() };
+    // SAFETY: the region is mapped as long as the pool or a buffer of it lives, and the kernel pins its pages.
+    match unsafe { ring.submitter().register_buffers(&[iovec]) } {
+        Ok(()) => Ok(region),
+        Err(error) => Err(format!("buffers are not registered ({error}; RLIMIT_MEMLOCK counts them)")),
+    }
+}
+
+/// A table of `count` registered files; else why not.
+fn register_files(ring: &IoUring, count: u32, waker: &Waker, masked: bool) -> Result<Arc<Slots>, String> {
+    if masked {
+        return Err("files are not registered (io.without)".into());
+    }
+    match ring.submitter().register_files_sparse(count) {
+        Ok(()) => Ok(Arc::new(Slots::new(count, waker.clone()))),
+        Err(error) => Err(format!("files are not registered ({error})")),
     }
 }
 
@@ -124,36 +152,34 @@ impl RingDriver {
         if !(1..=32_768).contains(&options.in_flight) {
             return Err(io::Error::new(io::ErrorKind::InvalidInput, "in_flight is not 1 to 32768"));
         }
-        let (ring, flags) = build_ring(options.in_flight)?;
-        check_opcodes(&ring)?;
+        let masked = |feature| options.without.contains(&feature);
+        let (ring, flags) = build_ring(options.in_flight, !masked(Feature::DeferTaskrun))?;
+        let can_zero_copy = check_opcodes(&ring)?;
         let waker = Waker::new()?;
         let pool = BufPool::new(options.buf_count, options.buf_bytes)?;
         let (mut features, mut lacks) = (vec![flags.to_owned()], Vec::new());
-        let region = pool.region();
-        let iovec = libc::iovec { iov_base: region.start as *mut libc::c_void, iov_len: region.len() };
-        // SAFETY: the region is mapped as long as the pool or a buffer of it lives, and the kernel pins its pages.
-        let region = match unsafe { ring.submitter().register_buffers(&[iovec]) } {
-            Ok(()) => {
-                features.push("registered_buffers".into());
-                Some(region)
-            }
-            Err(error) => {
-                lacks.push(format!("buffers are not registered ({error}; RLIMIT_MEMLOCK counts them)"));
-                None
-            }
+        let mut note = |feature: &str, lack: Option<String>| match lack {
+            None => features.push(feature.into()),
+            Some(lack) => lacks.push(lack),
         };
+        let region = register_buffers(&ring, &pool, masked(Feature::RegisteredBuffers));
+        note("registered_buffers", region.as_ref().err().cloned());
+        let zero_copy = match (can_zero_copy, masked(Feature::ZeroCopy)) {
+            (true, false) => Ok(()),
+            (false, _) => Err("sends are copied (the kernel lacks the operation)".to_owned()),
+            (true, true) => Err("sends are copied (io.without)".to_owned()),
+        };
+        note("zero_copy_sends", zero_copy.clone().err());
+        if masked(Feature::DeferTaskrun) {
+            note("", Some("results are not deferred to the turn (io.without)".into()));
+        }
         let files = match options.registered_files {
             0 => None,
-            count => match ring.submitter().register_files_sparse(count) {
-                Ok(()) => {
-                    features.push("registered_files".into());
-                    Some(Arc::new(Slots::new(count, waker.clone())))
-                }
-                Err(error) => {
-                    lacks.push(format!("files are not registered ({error})"));
-                    None
-                }
-            },
+            count => {
+                let slots = register_files(&ring, count, &waker, masked(Feature::RegisteredFiles));
+                note("registered_files", slots.as_ref().err().cloned());
+                slots.ok()
+            }
         };
         let why = std::iter::once("the kernel offers it".to_owned()).chain(lacks).collect::<Vec<_>>().join("; ");
         Ok(Self {
@@ -163,11 +189,12 @@ impl RingDriver {
             queue: VecDeque::new(),
             results: Vec::new(),
             pool,
-            region,
+            region: region.ok(),
             files,
             waker,
             wake_count: Box::into_raw(Box::new(0)),
             wake_armed: false,
+            zero_copy: zero_copy.is_ok(),
             report: DriverReport { driver: "io_uring", features, why },
             thread_bound: PhantomData,
         })
@@ -240,10 +267,10 @@ impl RingDriver {
                 (_, Some((index, slot))) if slot.cancelled => {
                     // Asked to end before it was submitted (again): there is nothing that the kernel could end.
                     let token = slot.token;
-                    if let Next::Done(result, carried) = slot.finish(Err(canceled())) {
+                    if let Next::Done(result, carried) = slot.cancel() {
                         completions.push(Completion { token, result, carried, more: false });
+                        self.free.push(index);
                     }
-                    self.free.push(index);
                     Ok(())
                 }
                 (_, Some((index, slot))) => {
@@ -297,7 +324,11 @@ impl RingDriver {
     /// Takes the results out of the ring; whether a wake was among them.
     fn reap(&mut self, completions: &mut Vec<Completion>) -> bool {
         let mut results = mem::take(&mut self.results);
-        results.extend(self.ring.completion().map(|entry: cqueue::Entry| (entry.user_data(), entry.result())));
+        results.extend(self.ring.completion().map(|entry: cqueue::Entry| {
+            let is_notification = cqueue::notif(entry.flags());
+            let notified_later = cqueue::more(entry.flags()) && !is_notification;
+            (entry.user_data(), Outcome { result: entry.result(), notified_later, is_notification })
+        }));
         let mut woken = false;
         for (user_data, result) in results.drain(..) {
             match user_data & KIND_MASK {
@@ -314,17 +345,20 @@ impl RingDriver {
         woken
     }
 
-    fn take_result(&mut self, target: u64, result: i32, is_sync: bool, completions: &mut Vec<Completion>) {
+    fn take_result(&mut self, target: u64, result: Outcome, is_sync: bool, completions: &mut Vec<Completion>) {
         let index = target as u32;
         let slot = &mut self.slots[index as usize];
         assert_eq!(u64::from(slot.generation), target >> 32, "a slot is not reused while the kernel owes it a result");
         let token = slot.token;
-        match slot.take_result(result, is_sync) {
-            Next::Wait => {}
+        let mut next = slot.take_result(result, is_sync);
+        if let Next::Written(count) = next {
+            completions.push(Completion { token, result: Ok(count), carried: Carried::Nothing, more: true });
+            // A zero-copy send that no notification follows ends at once.
+            next = slot.take_end();
+        }
+        match next {
+            Next::Wait | Next::Written(_) => {}
             Next::Again => self.queue.push_back(Queued::Slot(index)),
-            Next::Written(count) => {
-                completions.push(Completion { token, result: Ok(count), carried: Carried::Nothing, more: true });
-            }
             Next::Done(result, carried) => {
                 self.free.push(index);
                 completions.push(Completion { token, result, carried, more: false });
@@ -372,13 +406,17 @@ impl RingDriver {
         self.free.len()
     }
 
+    pub(super) fn can_zero_copy(&self) -> bool {
+        self.zero_copy
+    }
+
     pub(super) fn report(&self) -> &DriverReport {
         &self.report
     }
 
     /// Whether the kernel may still touch memory of this driver.
     fn is_owed(&self) -> bool {
-        self.wake_armed || self.slots.iter().any(|slot| slot.expecting > 0)
+        self.wake_armed || self.slots.iter().any(Slot::is_owed)
     }
 }
 
@@ -422,8 +460,4 @@ impl Drop for RingDriver {
 /// An operation's user data without its kind.
 fn user_data(index: u32, generation: u32) -> u64 {
     u64::from(generation) << 32 | u64::from(index)
-}
-
-fn canceled() -> io::Error {
-    io::Error::from_raw_os_error(libc::ECANCELED)
 }

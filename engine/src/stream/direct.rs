@@ -151,7 +151,12 @@ impl Stream {
                 self.bulk_socket = socket;
             }
             BulkEvent::LaneRefused(why) => self.lane_refused(&format!("bulk: {why}")),
-            BulkEvent::Traffic(traffic) => self.bulk_traffic = traffic,
+            BulkEvent::Traffic(traffic) => {
+                self.bulk_traffic = traffic;
+                if let Some(socket) = &mut self.bulk_socket {
+                    socket.zero_copy = traffic.zero_copy;
+                }
+            }
         }
     }
 

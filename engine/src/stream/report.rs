@@ -118,6 +118,7 @@ fn socket(info: &ConnInfo, bulk_credit_bytes: Option<u32>) -> SocketStatus {
         notsent_lowat_bytes: info.notsent_lowat_bytes,
         pacing_bytes_per_s: info.pacing_bytes_per_s,
         credit_bytes: bulk_credit_bytes.filter(|_| info.lane == LaneKind::Bulk),
+        zero_copy: info.zero_copy,
     }
 }
 

@@ -175,7 +175,7 @@ impl BlockingLane {
 
     fn flush(&mut self, deadline: Instant) -> Result<(), DownReason> {
         while self.session.wants_output() {
-            for slice in self.session.output(SEND_BYTES) {
+            for slice in self.session.output(SEND_BYTES, None) {
                 let mut rest = &slice[..];
                 while !rest.is_empty() {
                     self.stream.set_write_timeout(Some(left(deadline)?)).map_err(DownReason::from_io)?;
@@ -204,7 +204,7 @@ impl BlockingLane {
             Err(error) => return Err(reason(error)),
         };
         let mut events = Vec::new();
-        let result = self.session.receive(&buffer[..count], &mut events);
+        let result = self.session.receive(&mut buffer[..count], None, &mut events);
         for event in events {
             match event {
                 SessionEvent::Open(hello, _) => self.hello = Some(hello),

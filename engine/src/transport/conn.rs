@@ -25,13 +25,21 @@ pub(super) enum OpKind {
     Send,
     DatagramReceive,
     DatagramSend,
+    SendZeroCopy,
 }
 
 impl OpKind {
     pub(super) fn of(token: Token) -> Option<Self> {
-        [Self::Accept, Self::Connect, Self::Receive, Self::Send, Self::DatagramReceive, Self::DatagramSend]
-            .into_iter()
-            .find(|kind| *kind as u8 == token.kind())
+        let all = [
+            Self::Accept,
+            Self::Connect,
+            Self::Receive,
+            Self::Send,
+            Self::DatagramReceive,
+            Self::DatagramSend,
+            Self::SendZeroCopy,
+        ];
+        all.into_iter().find(|kind| *kind as u8 == token.kind())
     }
 }
 
@@ -50,6 +58,45 @@ pub(super) enum State {
     Closing,
 }
 
+/// What the kernel made of sends that it was asked not to copy. It copies on loopback, and then more dearly than by
+/// itself; a network card's driver that can gather does not.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub(super) struct ZeroCopy {
+    /// Sends whose memory was used as it was.
+    direct: u32,
+    /// Sends that were copied all the same, since the last that was not.
+    copied: u32,
+}
+
+impl ZeroCopy {
+    /// After so many copied sends it is not asked for again.
+    const GIVEN_UP: u32 = 4;
+    /// Shorter sends are cheaper to copy than to account for.
+    pub(super) const LEAST_BYTES: usize = 16 << 10;
+
+    /// Whether the next large send is to be asked for.
+    pub(super) const fn pays(self) -> bool {
+        self.copied < Self::GIVEN_UP
+    }
+
+    /// Takes what the kernel said of one.
+    pub(super) const fn note(&mut self, copied: bool) {
+        if copied {
+            self.copied = self.copied.saturating_add(1);
+        } else {
+            (self.direct, self.copied) = (self.direct.saturating_add(1), 0);
+        }
+    }
+
+    /// What is shown; `None`: nothing was said yet.
+    pub(super) const fn is_used(self) -> Option<bool> {
+        match self {
+            Self { direct: 0, copied: 0 } => None,
+            Self { direct, .. } => Some(direct > 0 && self.pays()),
+        }
+    }
+}
+
 /// One connection.
 pub(super) struct Conn {
     pub id: ConnId,
@@ -61,8 +108,12 @@ pub(super) struct Conn {
     pub born: Instant,
     /// When it is given up, in the states that do not last.
     pub deadline: Option<Instant>,
-    /// Received and not yet processed.
-    pub inbox: Option<Result<Buf, DownReason>>,
+    /// Received and not yet processed: the buffer, and how many bytes of it are new.
+    pub inbox: Option<Result<(Buf, usize), DownReason>>,
+    /// The buffer being received into is the session's ([`Session::lend`]).
+    pub lent: bool,
+    /// Whether large sends avoid copies, as far as is known.
+    pub zero_copy: ZeroCopy,
     pub receiving: bool,
     pub sending: bool,
     /// What the driver had no room for.
@@ -101,6 +152,8 @@ impl Conn {
             born: now,
             deadline: None,
             inbox: None,
+            lent: false,
+            zero_copy: ZeroCopy::default(),
             receiving: false,
             sending: false,
             unsent: Vec::new(),

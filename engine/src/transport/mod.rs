@@ -12,8 +12,10 @@
 mod conn;
 mod datagrams;
 mod heartbeat;
+mod inbound;
 mod outgoing;
 mod probes;
+mod secure;
 mod session;
 mod socket;
 mod strangers;

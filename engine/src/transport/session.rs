@@ -5,21 +5,21 @@
 //! Until then it may send only so many bytes. Never: a clock, a socket, an unbounded buffer.
 #![forbid(unsafe_code)]
 
-use std::io::{BufRead as _, IoSlice, Write as _};
-
 use ringpair_wire::{
     hello::{Hello, HelloError, ProtocolVersion},
     id::MemberId,
-    lane::{LaneKind, LaneParser, MESSAGE_HEADER_BYTES, MessageKind, PathKind, message_header},
+    lane::{LaneKind, MESSAGE_HEADER_BYTES, MessageKind, PathKind, message_header},
 };
-use rustls::Connection;
+use rustls::CommonState;
 
 use super::{
+    inbound::Inbound,
     outgoing::Outgoing,
-    tls::{self, HEARTBEAT_SECRET_BYTES, TlsConfigs},
+    secure::{Came, Secure, Taker},
+    tls::{HEARTBEAT_SECRET_BYTES, TlsConfigs},
     types::{DownReason, SendError},
 };
-use crate::ring::Shared;
+use crate::ring::{Buf, BufPool, Shared};
 
 /// What a session tells after bytes came.
 #[derive(Debug)]
@@ -46,17 +46,19 @@ enum Stage {
 
 /// See the module.
 pub(super) struct Session {
-    tls: Option<Box<Connection>>,
+    tls: Option<Box<Secure>>,
     dialed: bool,
     stage: Stage,
     ours: Hello,
     lane: Option<LaneKind>,
     hello_in: Vec<u8>,
-    parser: Option<LaneParser>,
+    inbound: Option<Inbound>,
     outgoing: Outgoing,
     received_bytes: usize,
     stranger_bytes: usize,
     said_hello: bool,
+    /// Closed by this member: a farewell follows what is queued.
+    closing: bool,
 }
 
 impl std::fmt::Debug for Session {
@@ -74,7 +76,7 @@ impl Session {
         path: PathKind,
         stranger_bytes: usize,
     ) -> Result<Self, DownReason> {
-        let connection = tls.map(|tls| tls.dial(lane)).transpose();
+        let connection = tls.map(|tls| Secure::dial(tls, lane)).transpose();
         let connection = connection.map_err(|error| DownReason::Tls(error.to_string()))?;
         let mut session = Self::new(connection, true, Hello { lane, path, ..ours.clone() }, stranger_bytes);
         session.lane = Some(lane);
@@ -86,29 +88,23 @@ impl Session {
 
     /// A session that was dialed by somebody.
     pub(super) fn accept(tls: Option<&TlsConfigs>, ours: &Hello, stranger_bytes: usize) -> Result<Self, DownReason> {
-        let connection = tls.map(TlsConfigs::accept).transpose();
-        let connection = connection.map_err(|error| DownReason::Tls(error.to_string()))?;
-        Ok(Self::new(connection, false, ours.clone(), stranger_bytes))
+        Ok(Self::new(tls.map(Secure::accept), false, ours.clone(), stranger_bytes))
     }
 
-    fn new(tls: Option<Connection>, dialed: bool, ours: Hello, stranger_bytes: usize) -> Self {
-        let mut tls = tls.map(Box::new);
-        if let Some(tls) = &mut tls {
-            // The bound is this module's: what `output` takes at a time.
-            tls.set_buffer_limit(None);
-        }
+    fn new(tls: Option<Secure>, dialed: bool, ours: Hello, stranger_bytes: usize) -> Self {
         Self {
             stage: if tls.is_some() { Stage::Handshaking } else { Stage::Greeting },
-            tls,
+            tls: tls.map(Box::new),
             dialed,
             ours,
             lane: None,
             hello_in: Vec::new(),
-            parser: None,
+            inbound: None,
             outgoing: Outgoing::default(),
             received_bytes: 0,
             stranger_bytes,
             said_hello: false,
+            closing: false,
         }
     }
 
@@ -129,72 +125,57 @@ impl Session {
 
     /// The SHA-256 of the peer's certificate.
     pub(super) fn peer_fingerprint(&self) -> Option<String> {
-        let certificate = self.tls.as_ref()?.peer_certificates()?.first()?;
+        let certificate = self.tls.as_ref()?.state()?.peer_certificates()?.first()?;
         Some(crate::keys::fingerprint(certificate))
     }
 
     /// Key and key id of the heartbeats that `sender` sends; `None` where TLS is off or not done.
     pub(super) fn heartbeat_secret(&self, sender: MemberId) -> Option<[u8; HEARTBEAT_SECRET_BYTES]> {
-        tls::heartbeat_secret(self.tls.as_ref()?, sender).ok()
+        self.tls.as_ref()?.heartbeat_secret(sender)
     }
 
-    /// Takes bytes that came. After an error the session is of no more use, but [`output`](Self::output) may still
+    /// Takes bytes that came, which are decrypted where they are; large bodies go to buffers of `pool`. After an error the session is of no more use, but [`output`](Self::output) may still
     /// have an alert for the peer.
-    pub(super) fn receive(&mut self, bytes: &[u8], events: &mut Vec<SessionEvent>) -> Result<(), DownReason> {
+    pub(super) fn receive(
+        &mut self,
+        bytes: &mut [u8],
+        pool: Option<&BufPool>,
+        events: &mut Vec<SessionEvent>,
+    ) -> Result<(), DownReason> {
         self.received_bytes = self.received_bytes.saturating_add(bytes.len());
         if self.stage != Stage::Open && self.received_bytes > self.stranger_bytes {
             return Err(DownReason::Stranger("more bytes than it may send before its hello"));
         }
-        let Some(mut connection) = self.tls.take() else { return self.plaintext(bytes, events) };
-        let result = self.receive_tls(&mut connection, bytes, events);
+        let Some(mut connection) = self.tls.take() else { return self.plaintext(bytes, pool, events) };
+        let result = connection.receive(bytes, &mut Receiving { session: self, pool, events });
         self.tls = Some(connection);
         result
     }
 
-    fn receive_tls(
+    /// The buffer that the next bytes may be received into, behind those that it holds: the body of a large message
+    /// that is under way without TLS.
+    pub(super) fn lend(&mut self) -> Option<Buf> {
+        if self.tls.is_some() { None } else { self.inbound.as_mut()?.lend() }
+    }
+
+    /// Takes a lent buffer back, with what came.
+    pub(super) fn take_back(
         &mut self,
-        connection: &mut Connection,
-        mut bytes: &[u8],
+        buf: Buf,
+        pool: Option<&BufPool>,
         events: &mut Vec<SessionEvent>,
     ) -> Result<(), DownReason> {
-        while !bytes.is_empty() {
-            let taken = connection.read_tls(&mut bytes).map_err(|error| DownReason::Tls(error.to_string()))?;
-            connection.process_new_packets().map_err(|error| tls::reason(&error))?;
-            if self.stage == Stage::Handshaking {
-                self.handshake_progress(connection, events)?;
-            }
-            let mut finished = false;
-            loop {
-                let mut reader = connection.reader();
-                let used = match reader.fill_buf() {
-                    Ok([]) => {
-                        finished = true;
-                        break;
-                    }
-                    Ok(plain) => {
-                        self.plaintext(plain, events)?;
-                        plain.len()
-                    }
-                    Err(error) if error.kind() == std::io::ErrorKind::WouldBlock => break,
-                    Err(error) => return Err(DownReason::Tls(error.to_string())),
-                };
-                reader.consume(used);
-            }
-            if finished {
-                events.push(SessionEvent::Finished);
-                return Ok(());
-            }
-            if taken == 0 {
-                return Err(DownReason::Tls("bytes after the end of the session".into()));
-            }
+        match &mut self.inbound {
+            Some(inbound) => inbound.take_back(buf, pool, &mut message_to(events)),
+            None => Err(DownReason::Malformed("data before the end of the handshake".into())),
         }
-        Ok(())
     }
 
     /// Notes the lane and the end of the handshake.
     fn handshake_progress(
         &mut self,
-        connection: &Connection,
+        connection: &CommonState,
+        has_exporter: bool,
         events: &mut Vec<SessionEvent>,
     ) -> Result<(), DownReason> {
         if self.lane.is_none()
@@ -213,6 +194,9 @@ impl Session {
         if connection.alpn_protocol() != Some(lane.alpn()) {
             return Err(DownReason::Tls(format!("the peer does not know the {} lane", lane.name())));
         }
+        if lane == LaneKind::Ping && !has_exporter {
+            return Err(DownReason::Tls("the lane was not named in the first record (ALPN)".into()));
+        }
         self.stage = Stage::Greeting;
         events.push(SessionEvent::Secured);
         if self.dialed {
@@ -222,7 +206,12 @@ impl Session {
     }
 
     /// Takes bytes after decryption: the hello, then messages.
-    fn plaintext(&mut self, bytes: &[u8], events: &mut Vec<SessionEvent>) -> Result<(), DownReason> {
+    fn plaintext(
+        &mut self,
+        bytes: &[u8],
+        pool: Option<&BufPool>,
+        events: &mut Vec<SessionEvent>,
+    ) -> Result<(), DownReason> {
         let rest;
         let mut bytes = bytes;
         if self.stage == Stage::Greeting {
@@ -232,24 +221,10 @@ impl Session {
             self.hello_in = Vec::new();
             bytes = &rest;
         }
-        let Some(parser) = &mut self.parser else {
-            return Err(DownReason::Malformed("data before the end of the handshake".into()));
-        };
-        while !bytes.is_empty() {
-            let taken = parser.feed(bytes);
-            bytes = &bytes[taken..];
-            let mut cut = 0_usize;
-            while let Some((kind, body)) =
-                parser.poll_body().map_err(|error| DownReason::Malformed(error.to_string()))?
-            {
-                events.push(SessionEvent::Message(kind, Shared::copy_from_slice(body)));
-                cut += 1;
-            }
-            if taken == 0 && cut == 0 {
-                return Err(DownReason::Malformed("a message that never ends".into()));
-            }
+        match &mut self.inbound {
+            Some(inbound) => inbound.feed(bytes, pool, &mut message_to(events)),
+            None => Err(DownReason::Malformed("data before the end of the handshake".into())),
         }
-        Ok(())
     }
 
     /// Reads the peer's hello and answers it; how many bytes it took.
@@ -271,7 +246,7 @@ impl Session {
             events.push(SessionEvent::Lane(hello.lane));
         }
         self.stage = Stage::Open;
-        self.parser = Some(LaneParser::new(hello.lane));
+        self.inbound = Some(Inbound::new(hello.lane));
         if !self.dialed {
             self.ours = Hello { lane: hello.lane, path: hello.path, ..self.ours.clone() };
             self.say_hello();
@@ -350,42 +325,54 @@ impl Session {
     pub(super) fn wants_output(&self) -> bool {
         match &self.tls {
             None => !self.outgoing.is_empty(),
-            Some(tls) => tls.wants_write() || self.stage != Stage::Handshaking && !self.outgoing.is_empty(),
+            Some(tls) => {
+                tls.wants_output() || self.stage != Stage::Handshaking && (!self.outgoing.is_empty() || self.closing)
+            }
         }
     }
 
-    /// Takes up to about `max_bytes` to send; empty if there is nothing.
-    pub(super) fn output(&mut self, max_bytes: usize) -> Vec<Shared> {
+    /// Takes up to about `max_bytes` to send, encrypted into buffers of `pool`; empty if there is nothing.
+    pub(super) fn output(&mut self, max_bytes: usize, pool: Option<&BufPool>) -> Vec<Shared> {
         let Some(tls) = &mut self.tls else { return self.outgoing.take(max_bytes) };
-        let mut plain_bytes = 0;
-        if self.stage != Stage::Handshaking && !self.outgoing.is_empty() {
-            let slices = self.outgoing.take(max_bytes);
-            plain_bytes = slices.iter().map(|slice| slice.len()).sum();
-            let vectored: Vec<IoSlice<'_>> = slices.iter().map(|slice| IoSlice::new(slice)).collect();
-            // Without a buffer limit everything is taken at once.
-            let written = tls.writer().write_vectored(&vectored).unwrap_or(0);
-            debug_assert_eq!(written, plain_bytes, "TLS takes all of it");
+        if self.stage == Stage::Handshaking {
+            return tls.output(&[], false, pool);
         }
-        let mut records = Vec::with_capacity(plain_bytes + plain_bytes / 512 + 256);
-        while tls.wants_write() {
-            if tls.write_tls(&mut records).is_err() {
-                break;
-            }
-        }
-        if records.is_empty() { Vec::new() } else { vec![Shared::from(records)] }
+        let plain = if self.outgoing.is_empty() { Vec::new() } else { self.outgoing.take(max_bytes) };
+        let close = self.closing && self.outgoing.is_empty();
+        self.closing &= !close;
+        tls.output(&plain, close, pool)
     }
 
     /// Says goodbye: the last thing that [`output`](Self::output) gives.
     pub(super) fn close(&mut self) {
-        // With TLS the notice must follow what is queued.
-        let rest = if self.stage == Stage::Handshaking { Vec::new() } else { self.outgoing.take(usize::MAX) };
-        if let Some(tls) = &mut self.tls {
-            for slice in rest {
-                let _ = tls.writer().write_all(&slice);
+        self.closing = self.tls.is_some();
+    }
+}
+
+/// Where messages go.
+fn message_to(events: &mut Vec<SessionEvent>) -> impl FnMut(MessageKind, Shared) {
+    |kind, body| events.push(SessionEvent::Message(kind, body))
+}
+
+/// A session that takes what its TLS gives.
+struct Receiving<'a> {
+    session: &'a mut Session,
+    pool: Option<&'a BufPool>,
+    events: &'a mut Vec<SessionEvent>,
+}
+
+impl Taker for Receiving<'_> {
+    fn take(&mut self, came: Came<'_>) -> Result<(), DownReason> {
+        match came {
+            Came::Progress(state, has_exporter) if self.session.stage == Stage::Handshaking => {
+                self.session.handshake_progress(state, has_exporter, self.events)
             }
-            tls.send_close_notify();
-        } else {
-            rest.into_iter().for_each(|slice| self.outgoing.push_shared(slice));
+            Came::Progress(..) => Ok(()),
+            Came::Plain(bytes) => self.session.plaintext(bytes, self.pool, self.events),
+            Came::Finished => {
+                self.events.push(SessionEvent::Finished);
+                Ok(())
+            }
         }
     }
 }

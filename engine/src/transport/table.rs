@@ -157,6 +157,7 @@ impl Transport {
             tls: conn.session.is_tls(),
             peer_fingerprint: conn.session.peer_fingerprint(),
             version: version.0,
+            zero_copy: conn.zero_copy.is_used(),
         }));
         if !conn.dialed && self.config.hand_over.contains(&lane) {
             conn.state = State::Leaving;
@@ -310,6 +311,7 @@ impl Transport {
         }
         if conn.sending {
             self.cancels.push(conn.token(OpKind::Send));
+            self.cancels.push(conn.token(OpKind::SendZeroCopy));
         }
     }
 
@@ -323,7 +325,7 @@ impl Transport {
 
 /// What the session has to say yet (an alert, a hello with our versions), if the socket takes it at once.
 fn say_last_words(conn: &mut Conn) {
-    for slice in conn.session.output(LAST_WORDS_BYTES) {
+    for slice in conn.session.output(LAST_WORDS_BYTES, None) {
         let flags = MsgFlags::MSG_DONTWAIT | MsgFlags::MSG_NOSIGNAL;
         if nix::sys::socket::send(conn.fd.as_raw_fd(), &slice, flags).is_err() {
             break;

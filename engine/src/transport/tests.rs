@@ -25,7 +25,7 @@ use crate::{
 const BOUND: Duration = Duration::from_secs(20);
 
 /// Keys of two pairs, made once: `0` is ours, `1` foreign.
-fn identity(pair: usize, member: MemberId) -> Arc<Identity> {
+pub(super) fn identity(pair: usize, member: MemberId) -> Arc<Identity> {
     static DIRS: OnceLock<Vec<tempfile::TempDir>> = OnceLock::new();
     let dirs = DIRS.get_or_init(|| {
         let make = |name: &str| {

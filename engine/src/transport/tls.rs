@@ -12,10 +12,13 @@ use ringpair_wire::{id::MemberId, lane::LaneKind};
 use rustls::{
     AlertDescription, CertificateError, ClientConfig, ClientConnection, Connection, DigitallySignedStruct,
     DistinguishedName, Error, OtherError, RootCertStore, ServerConfig, ServerConnection, SignatureScheme,
-    client::danger::{HandshakeSignatureValid, ServerCertVerified, ServerCertVerifier},
+    client::{
+        UnbufferedClientConnection,
+        danger::{HandshakeSignatureValid, ServerCertVerified, ServerCertVerifier},
+    },
     crypto::{CryptoProvider, WebPkiSupportedAlgorithms},
     server::{
-        NoServerSessionStorage, ParsedCertificate, WebPkiClientVerifier,
+        NoServerSessionStorage, ParsedCertificate, UnbufferedServerConnection, WebPkiClientVerifier,
         danger::{ClientCertVerified, ClientCertVerifier},
     },
 };
@@ -70,8 +73,24 @@ impl TlsConfigs {
         ServerConnection::new(self.server.clone()).map(Connection::Server)
     }
 
+    /// The same, without buffers of its own.
+    pub(super) fn accept_unbuffered(&self) -> Result<UnbufferedServerConnection, Error> {
+        UnbufferedServerConnection::new(self.server.clone())
+    }
+
     /// The dialing end of a connection on `lane`.
     pub(super) fn dial(&self, lane: LaneKind) -> Result<Connection, Error> {
+        let (config, name) = self.client(lane)?;
+        ClientConnection::new(config, name).map(Connection::Client)
+    }
+
+    /// The same, without buffers of its own.
+    pub(super) fn dial_unbuffered(&self, lane: LaneKind) -> Result<UnbufferedClientConnection, Error> {
+        let (config, name) = self.client(lane)?;
+        UnbufferedClientConnection::new(config, name)
+    }
+
+    fn client(&self, lane: LaneKind) -> Result<(Arc<ClientConfig>, ServerName<'static>), Error> {
         let index = match lane {
             LaneKind::Ping => 0,
             LaneKind::Ds => 1,
@@ -79,7 +98,7 @@ impl TlsConfigs {
         };
         // The name stands for nothing: the verifier looks at the member in the certificate, and SNI is off.
         let name = ServerName::try_from("ringpair.invalid").map_err(|error| Error::General(error.to_string()))?;
-        ClientConnection::new(self.clients[index].clone(), name).map(Connection::Client)
+        Ok((self.clients[index].clone(), name))
     }
 }
 

@@ -11,11 +11,11 @@ use std::{
 
 use super::{
     Transport, UNDELIVERED_MAX_BYTES,
-    conn::{OpKind, State},
+    conn::{OpKind, State, ZeroCopy},
     session::SessionEvent,
     types::{ConnId, DownReason},
 };
-use crate::ring::{Buf, Carried, Completion, Driver, Op, Token};
+use crate::ring::{Buf, BufPool, Carried, Completion, Driver, Op, Token};
 
 /// So many accepts are in flight on each listener: what comes in a turn that took long does not pile up in the backlog.
 const ACCEPTS: usize = 4;
@@ -34,13 +34,15 @@ const GREETING_SEND_BYTES: usize = 16 << 10;
 impl Transport {
     /// Takes a completion.
     pub(super) fn complete(&mut self, driver: &mut Driver, completion: Completion, now: Instant) {
-        let Completion { token, result, carried, .. } = completion;
+        let Completion { token, result, carried, more } = completion;
         let id = ConnId { index: token.index(), tag: token.tag() };
         match OpKind::of(token) {
             Some(OpKind::Accept) => self.accept_done(driver, token.index(), result, carried, now),
             Some(OpKind::Connect) => self.connect_done(id, result, now),
             Some(OpKind::Receive) => self.receive_done(id, result, carried),
             Some(OpKind::Send) => self.send_done(id, result, now),
+            Some(OpKind::SendZeroCopy) if more || result.is_err() => self.send_done(id, result, now),
+            Some(OpKind::SendZeroCopy) => self.sent_memory_freed(id, result.unwrap_or(0) > 0),
             Some(OpKind::DatagramReceive) => self.datagram_came(token.index()),
             Some(OpKind::DatagramSend) => self.datagram_sent(token.index(), result.is_err()),
             None => {}
@@ -90,7 +92,7 @@ impl Transport {
         conn.receiving = false;
         conn.inbox = Some(match (result, carried) {
             (Ok(0), _) => Err(DownReason::Eof),
-            (Ok(_), Carried::Buf(buf)) => Ok(buf),
+            (Ok(count), Carried::Buf(buf)) => Ok((buf, count)),
             (Ok(_), _) => Err(DownReason::Eof),
             (Err(error), _) => Err(DownReason::from_io(error)),
         });
@@ -114,6 +116,15 @@ impl Transport {
         }
     }
 
+    /// The kernel needs a sent buffer no longer, and says whether it has copied it.
+    fn sent_memory_freed(&mut self, id: ConnId, copied: bool) {
+        let Some(conn) = self.table.get_mut(id) else { return };
+        conn.zero_copy.note(copied);
+        if let Some(info) = &mut conn.info {
+            info.zero_copy = conn.zero_copy.is_used();
+        }
+    }
+
     /// Does the work of a turn.
     pub(super) fn turn(&mut self, driver: &mut Driver, now: Instant) {
         self.time_out(now);
@@ -131,7 +142,7 @@ impl Transport {
                     break;
                 }
             }
-            self.process(id, now);
+            self.process(id, driver.pool(), now);
         }
         for token in self.cancels.drain(..) {
             driver.cancel(token);
@@ -155,20 +166,25 @@ impl Transport {
     }
 
     /// Works on what a connection received.
-    fn process(&mut self, id: ConnId, now: Instant) {
+    fn process(&mut self, id: ConnId, pool: &BufPool, now: Instant) {
         let Some(conn) = self.table.get_mut(id) else { return };
-        let mut buf = match conn.inbox.take() {
+        let (mut buf, count) = match conn.inbox.take() {
             None => return,
             Some(Err(reason)) => return self.fail(id, reason, now),
-            Some(Ok(buf)) => buf,
+            Some(Ok(received)) => received,
         };
         if conn.session.is_open() {
-            self.stats.received_bytes += buf.len() as u64;
+            self.stats.received_bytes += count as u64;
         }
         let mut events = Vec::new();
-        let result = conn.session.receive(&buf, &mut events);
-        buf.clear();
-        conn.spare = Some(buf);
+        let result = if std::mem::take(&mut conn.lent) {
+            conn.session.take_back(buf, Some(pool), &mut events)
+        } else {
+            let result = conn.session.receive(&mut buf, Some(pool), &mut events);
+            buf.clear();
+            conn.spare = Some(buf);
+            result
+        };
         for event in events {
             match event {
                 SessionEvent::Lane(lane) => self.lane_known(id, lane),
@@ -217,15 +233,22 @@ impl Transport {
                 Some(lane) if conn.session.is_open() => self.config.lane(lane).send_bytes,
                 _ => GREETING_SEND_BYTES,
             };
-            slices = conn.session.output(bytes);
+            slices = conn.session.output(bytes, Some(driver.pool()));
         }
         if slices.is_empty() {
             return;
         }
-        match driver.submit(conn.token(OpKind::Send), Op::Send { fd: conn.fd.clone(), slices }) {
+        let bytes: usize = slices.iter().map(|slice| slice.len()).sum();
+        let zero_copy = bytes >= ZeroCopy::LEAST_BYTES && conn.zero_copy.pays() && driver.can_zero_copy();
+        let fd = conn.fd.clone();
+        let (kind, op) = match zero_copy {
+            true => (OpKind::SendZeroCopy, Op::SendZeroCopy { fd, slices }),
+            false => (OpKind::Send, Op::Send { fd, slices }),
+        };
+        match driver.submit(conn.token(kind), op) {
             Ok(()) => conn.sending = true,
             Err(rejected) => {
-                if let Op::Send { slices, .. } = rejected.op {
+                if let Op::Send { slices, .. } | Op::SendZeroCopy { slices, .. } = rejected.op {
                     conn.unsent = slices;
                 }
             }
@@ -242,12 +265,17 @@ impl Transport {
             Some(lane) if conn.state == State::Up => self.config.lane(lane).receive_bytes,
             _ => GREETING_BYTES,
         };
-        let buf = conn.spare.take().filter(|spare| spare.capacity() >= bytes).unwrap_or_else(|| Buf::heap(bytes));
+        // A body that is under way is received where it stays.
+        let lent = conn.session.lend();
+        conn.lent = lent.is_some();
+        let spare = || conn.spare.take().filter(|spare| spare.capacity() >= bytes);
+        let buf = lent.or_else(spare).unwrap_or_else(|| Buf::heap(bytes));
         match driver.submit(conn.token(OpKind::Receive), Op::Recv { fd: conn.fd.clone(), buf }) {
             Ok(()) => conn.receiving = true,
             Err(rejected) => {
                 if let Op::Recv { buf, .. } = rejected.op {
-                    conn.spare = Some(buf);
+                    // Nothing came: a lent buffer goes back as it was.
+                    conn.inbox = conn.lent.then_some(Ok((buf, 0)));
                 }
             }
         }

@@ -99,7 +99,7 @@ impl LaneOptions {
         let (queue_max_bytes, receive_bytes, send_bytes) = match lane {
             LaneKind::Ping => (256 << 10, 8 << 10, 16 << 10),
             LaneKind::Ds => (16 << 20, 64 << 10, 128 << 10),
-            LaneKind::Bulk => (8 << 20, 256 << 10, 256 << 10),
+            LaneKind::Bulk => (8 << 20, 256 << 10, 1 << 20),
         };
         Self {
             dscp_main: dscp,
@@ -329,6 +329,8 @@ pub struct ConnInfo {
     pub peer_fingerprint: Option<String>,
     /// The protocol version that both speak.
     pub version: u16,
+    /// Whether large sends go out of this member's memory uncopied; `None`: none was sent, or the driver cannot.
+    pub zero_copy: Option<bool>,
 }
 
 /// What TCP measured of a connection.

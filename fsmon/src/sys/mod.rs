@@ -1,4 +1,4 @@
-//! The system calls without a safe wrapper: fanotify and file handles.
+//! The system calls without a safe wrapper: fanotify, file handles, and the hint to begin writing.
 //!
 //! Always: each `unsafe` block is one call with buffers that outlive it, and has its proof. Never: parsing; what the
 //! kernel wrote is read as plain bytes elsewhere, with every length checked.
@@ -19,6 +19,15 @@ struct RawHandle {
     bytes: u32,
     kind: i32,
     data: [u8; MAX_HANDLE_BYTES],
+}
+
+/// Has the disk begin with a part of a file that the page cache holds; whether the kernel took the hint. It says nothing
+/// of errors: a later sync does.
+pub fn begin_writing(file: impl AsFd, offset: u64, bytes: u64) -> bool {
+    let (Ok(offset), Ok(bytes)) = (i64::try_from(offset), i64::try_from(bytes)) else { return false };
+    let fd = file.as_fd().as_raw_fd();
+    // SAFETY: takes integers and a descriptor that is open for the call, no memory of ours.
+    unsafe { libc::sync_file_range(fd, offset, bytes, libc::SYNC_FILE_RANGE_WRITE) == 0 }
 }
 
 /// Opens a fanotify group that reports directory handles, names and targets.

@@ -19,7 +19,9 @@ use nix::{
     sys::stat::Mode,
 };
 use ringpair_fsmon::{beneath, meta::Stat};
-use ringpair_wire::mirror::{Change, Kind, Meta, MirrorPath};
+use ringpair_wire::mirror::{Change, Kind, Meta, MirrorPath, piece_checksum};
+
+use crate::ring::{Buf, BufPool};
 
 /// Files up to this size travel whole, many in one message.
 pub const SMALL_BYTES: u64 = 256 << 10;
@@ -48,7 +50,6 @@ pub enum Now {
 }
 
 /// A large file that is being read.
-#[derive(Debug)]
 pub struct Stream {
     /// Which one.
     pub path: MirrorPath,
@@ -63,44 +64,59 @@ pub struct Stream {
     /// How far it was read.
     pub offset: u64,
     file: File,
-    hasher: Box<blake3::Hasher>,
+    checksum: u128,
+}
+
+impl std::fmt::Debug for Stream {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("Stream").field("path", &self.path).field("offset", &self.offset).finish_non_exhaustive()
+    }
 }
 
 /// What reading on gave.
 #[derive(Debug)]
 pub enum Piece {
-    /// The next bytes.
-    Data(Vec<u8>),
-    /// It is complete: its metadata and digest.
-    End(Meta, [u8; 32]),
+    /// The next bytes, behind [`Piece::ROOM_BYTES`] for what stands before them in a message.
+    Data(Buf),
+    /// It is complete: its metadata and checksum.
+    End(Meta, u128),
     /// It changed meanwhile.
     Changed,
 }
 
+impl Piece {
+    /// Before the bytes of a piece: room for the head of its message.
+    pub const ROOM_BYTES: usize = 64;
+}
+
+const _: () = assert!(Piece::ROOM_BYTES >= ringpair_wire::mirror::Piece::MAX_HEADER_BYTES);
+
 impl Stream {
-    /// Reads on.
-    pub fn read(&mut self) -> std::io::Result<Piece> {
-        let mut bytes = vec![0; PIECE_BYTES];
-        let mut filled = 0;
-        while filled < bytes.len() {
-            match self.file.read(&mut bytes[filled..]) {
+    /// Reads on, into a buffer of the pool.
+    pub fn read(&mut self, pool: &BufPool) -> std::io::Result<Piece> {
+        let mut buf = pool.take_or_heap();
+        buf.set_len(Piece::ROOM_BYTES);
+        let end = buf.capacity().min(Piece::ROOM_BYTES + PIECE_BYTES);
+        while buf.len() < end {
+            let most = end - buf.len();
+            match self.file.read(&mut buf.spare_mut()[..most]) {
                 Ok(0) => break,
-                Ok(read) => filled += read,
+                Ok(read) => buf.set_len(buf.len() + read),
                 Err(error) if error.kind() == std::io::ErrorKind::Interrupted => {}
                 Err(error) => return Err(error),
             }
         }
-        bytes.truncate(filled);
-        if filled > 0 {
-            self.hasher.update(&bytes);
-            self.offset += filled as u64;
-            return Ok(Piece::Data(bytes));
+        let read = &buf[Piece::ROOM_BYTES..];
+        if !read.is_empty() {
+            self.checksum = piece_checksum(self.checksum, read);
+            self.offset += read.len() as u64;
+            return Ok(Piece::Data(buf));
         }
         let now = Stat::of_fd(&self.file)?;
         if now.changed_since(&self.stat) || now.meta.size != self.offset {
             return Ok(Piece::Changed);
         }
-        Ok(Piece::End(now.meta, *self.hasher.finalize().as_bytes()))
+        Ok(Piece::End(now.meta, self.checksum))
     }
 }
 
@@ -183,7 +199,7 @@ fn read_file(dir: &OwnedFd, name: &[u8], path: &MirrorPath) -> Result<Now, Errno
                 stat: before,
                 offset: 0,
                 file,
-                hasher: Box::new(blake3::Hasher::new()),
+                checksum: 0,
             })));
         }
         let mut content = Vec::with_capacity(before.meta.size as usize + 1);

@@ -6,19 +6,24 @@
 use std::{hash::Hasher, time::Duration};
 
 use ringpair_fsmon::meta::Stat;
-use ringpair_wire::mirror::{Change, Item, Kind, MAX_LIST};
+use ringpair_wire::{
+    id::Epoch,
+    mirror::{Change, Item, Kind, MAX_LIST},
+};
 
 use super::{
-    FIRST_PAUSE, InFlight, LONGEST_PAUSE, MAX_REMEMBERED, MirrorMessage, MirrorPath, Move, Source, UNSETTLED,
+    FIRST_PAUSE, InFlight, LONGEST_PAUSE, MAX_REMEMBERED, MirrorMessage, MirrorPath, Move, Outgoing, Source, UNSETTLED,
     dirty::Mark,
     item_weight,
     reader::{Now, Piece, Stream},
     roots::Look,
-    weight,
 };
+use crate::ring::Buf;
 
 /// How many bytes may wait to be sent.
 const OUTBOX_BYTES: usize = 4 << 20;
+/// The same while a large file is read: few pieces ahead, in few buffers.
+const READ_AHEAD_BYTES: usize = 1 << 20;
 /// How many changes may be under way, and how many bytes.
 const WINDOW: usize = 16_384;
 const WINDOW_BYTES: u64 = 64 << 20;
@@ -32,8 +37,20 @@ const MAX_LINKED: usize = 262_144;
 
 impl Source {
     pub(super) fn push(&mut self, message: MirrorMessage) {
-        self.outbox_bytes += weight(&message);
-        self.outbox.push_back((self.generation, message));
+        let outgoing = Outgoing::Message(message);
+        self.outbox_bytes += outgoing.weight();
+        self.outbox.push_back((self.generation, outgoing));
+    }
+
+    /// Queues a piece of a large file: the head of its message goes before the bytes where they are.
+    fn push_piece(&mut self, epoch: Epoch, generation: u64, offset: u64, mut buf: Buf) {
+        let bytes = &buf[Piece::ROOM_BYTES..];
+        let header = ringpair_wire::mirror::Piece { epoch, generation, offset, bytes }.header();
+        let start = Piece::ROOM_BYTES - header.len();
+        buf[start..Piece::ROOM_BYTES].copy_from_slice(&header);
+        let outgoing = Outgoing::Encoded(buf.freeze().slice(start..));
+        self.outbox_bytes += outgoing.weight();
+        self.outbox.push_back((self.generation, outgoing));
     }
 
     /// Puts a path back to be tried again after a pause; from the second failure on it is named.
@@ -49,7 +66,8 @@ impl Source {
     }
 
     fn has_room(&self) -> bool {
-        self.outbox_bytes + self.batch_bytes < OUTBOX_BYTES
+        let most = if self.stream.is_some() { READ_AHEAD_BYTES } else { OUTBOX_BYTES };
+        self.outbox_bytes + self.batch_bytes < most
             && self.in_flight.len() < WINDOW
             && self.in_flight_bytes < WINDOW_BYTES
     }
@@ -279,14 +297,14 @@ impl Source {
         let Some(mut stream) = self.stream.take() else { return false };
         let (epoch, generation) = (self.options.epoch, stream.generation);
         let offset = stream.offset;
-        match stream.read() {
-            Ok(Piece::Data(bytes)) => {
-                self.push(MirrorMessage::FileData { epoch, generation, offset, bytes });
+        match stream.read(&self.pool) {
+            Ok(Piece::Data(buf)) => {
+                self.push_piece(epoch, generation, offset, buf);
                 self.stream = Some(stream);
             }
-            Ok(Piece::End(meta, digest)) => {
+            Ok(Piece::End(meta, checksum)) => {
                 self.finish_batch();
-                self.push(MirrorMessage::FileEnd { epoch, generation, meta, digest });
+                self.push(MirrorMessage::FileEnd { epoch, generation, meta, checksum });
                 self.in_flight_bytes += meta.size;
                 self.status.files_moved += 1;
                 self.status.bytes_moved += meta.size;

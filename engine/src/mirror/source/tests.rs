@@ -19,7 +19,10 @@ use std::{
 };
 
 use ringpair_fsmon::watch::WatchEvent;
-use ringpair_wire::{codec::Codec, mirror::Kind};
+use ringpair_wire::{
+    codec::Codec,
+    mirror::{Kind, Piece},
+};
 
 use super::*;
 use crate::mirror::{ArchiveFiles, Meta, Sink, SinkOptions};
@@ -44,6 +47,17 @@ fn roots(custom: &str, initial: &str, exceptions: &str) -> RootSet {
     RootSet::parse(custom, initial, exceptions, false).unwrap()
 }
 
+fn pool() -> BufPool {
+    BufPool::new(2, 64 << 10).unwrap()
+}
+
+impl Source {
+    /// What goes out next, read back.
+    fn poll_message(&mut self) -> Option<MirrorMessage> {
+        self.poll_encoded().map(|bytes| MirrorMessage::from_bytes(&bytes).unwrap())
+    }
+}
+
 fn base(root: PathBuf) -> MirrorBase {
     MirrorBase { root, forbidden: Vec::new() }
 }
@@ -58,8 +72,8 @@ impl Pair {
         for dir in ["a/m", "b"] {
             fs::create_dir_all(temp.path().join(dir)).unwrap();
         }
-        let source =
-            Source::new(SourceOptions { epoch: EPOCH, base: base(temp.path().join("a")), roots: set, force_inotify });
+        let options = SourceOptions { epoch: EPOCH, base: base(temp.path().join("a")), roots: set, force_inotify };
+        let source = Source::new(options, pool());
         let sink = new_sink(temp.path(), 1, None);
         let now = Duration::from_secs(10);
         Self { temp, source, sink, now, barrier: 0, verify: 0, cut_after: None, delivered: 0, wire_bytes: 0 }
@@ -124,7 +138,10 @@ impl Pair {
         let bytes = message.to_bytes();
         assert!(bytes.len() <= ringpair_wire::mirror::MAX_MESSAGE_BYTES);
         self.wire_bytes += bytes.len() as u64;
-        self.sink.handle_message(MirrorMessage::from_bytes(&bytes).unwrap(), self.now).unwrap();
+        match Piece::decode(&bytes).unwrap() {
+            Some(piece) => self.sink.handle_piece(&piece, Shared::copy_from_slice(piece.bytes)).unwrap(),
+            None => self.sink.handle_message(MirrorMessage::from_bytes(&bytes).unwrap(), self.now).unwrap(),
+        }
         Some(())
     }
 

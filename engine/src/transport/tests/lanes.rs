@@ -555,3 +555,33 @@ fn the_blocking_end_speaks_with_the_loop() {
         supervisor.join().unwrap();
     }
 }
+
+#[test]
+fn large_sends_that_are_copied_all_the_same_are_not_asked_for_again() {
+    for choice in choices() {
+        for off in [true, false] {
+            let (mut a, mut b) = members(choice, "127.0.0.1", |member| if off { Protection::Off } else { tls(member) });
+            a.dial(LaneKind::Bulk, PathKind::Main);
+            let up = |node: &Node| node.transport.conn(LaneKind::Bulk, PathKind::Main).is_some();
+            until([&mut a, &mut b], "bulk is up", |nodes| up(nodes[0]) && up(nodes[1]));
+            let (conn, quiet) = (a.conn(LaneKind::Bulk), a.driver.in_flight());
+            let bodies: Vec<Shared> =
+                (0..12_u8).map(|number| Shared::from(vec![number; 60_000 + usize::from(number) * 40_000])).collect();
+            let mut got: Vec<(MessageKind, Shared)> = Vec::new();
+            for body in &bodies {
+                a.transport.send_shared(conn, MessageKind::Mirror, std::slice::from_ref(body)).unwrap();
+                let before = got.len();
+                until([&mut a, &mut b], "the body is there", |nodes| {
+                    got.append(&mut nodes[1].take_messages());
+                    got.len() > before
+                });
+            }
+            assert!(got.iter().map(|(_, body)| body).eq(&bodies), "in order and whole");
+            let can = a.driver.can_zero_copy();
+            let used = a.transport.info(conn).unwrap().zero_copy;
+            // Loopback copies: it is said so, and given up.
+            assert_eq!(used, can.then_some(false), "{choice:?}, TLS off: {off}");
+            assert_eq!(a.driver.in_flight(), quiet, "no send is under way");
+        }
+    }
+}

@@ -322,3 +322,40 @@ fn verify_tells_what_changes_from_what_differs() {
     assert!(found.changing.iter().any(|path| path.to_string() == "/m/busy"), "{found:?}");
     assert!(!found.is_identical());
 }
+
+/// A file of several pieces, one of which is damaged on its way: it never gets its name, and is sent anew.
+#[test]
+fn a_damaged_piece_never_gets_a_name() {
+    for bytes in [300_000, 6 << 20] {
+        let mut pair = Pair::new(roots("+/m", "", ""));
+        pair.connect();
+        pair.synced();
+        let content: Vec<u8> = (0..bytes).map(|at: u32| ((at * 13) >> 3) as u8).collect();
+        fs::write(pair.a("large"), &content).unwrap();
+        let (mut damaged, mut failed) = (false, false);
+        while !failed {
+            pair.now += Duration::from_millis(50);
+            pair.source.turn(pair.now);
+            while let Some(announcement) = pair.source.poll_announcement() {
+                pair.deliver(announcement).unwrap();
+            }
+            while let Some(mut message) = pair.source.poll_message() {
+                if let MirrorMessage::FileData { bytes, .. } = &mut message
+                    && !std::mem::replace(&mut damaged, true)
+                {
+                    bytes[1000] ^= 1;
+                }
+                pair.deliver(message).unwrap();
+            }
+            pair.sink.turn(pair.now).unwrap();
+            while let Some(message) = pair.sink.poll_message() {
+                failed |= matches!(&message, MirrorMessage::Failed { reason, .. } if reason.contains("damaged"));
+                pair.source.handle_message(message, pair.now).unwrap();
+            }
+            assert!(pair.now < Duration::from_secs(60), "the damage goes unnoticed");
+        }
+        assert!(!pair.b("large").exists());
+        pair.synced();
+        assert!(fs::read(pair.b("large")).unwrap() == content);
+    }
+}

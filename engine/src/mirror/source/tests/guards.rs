@@ -141,7 +141,8 @@ fn forbidden_directories_are_never_roots() {
     let mut base = base(temp.path().into());
     base.forbidden.push(temp.path().join("m/storage"));
     fs::create_dir_all(temp.path().join("m/storage")).unwrap();
-    let source = Source::new(SourceOptions { epoch: EPOCH, base, roots: roots("+/m", "", ""), force_inotify: false });
+    let options = SourceOptions { epoch: EPOCH, base, roots: roots("+/m", "", ""), force_inotify: false };
+    let source = Source::new(options, pool());
     let status = source.status();
     assert_eq!(status.state, MirrorState::Failed);
     assert!(status.problems[0].reason.contains("storage"), "{status:?}");
