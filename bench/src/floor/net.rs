@@ -215,7 +215,7 @@ const WAYS: [(&str, Way, Way); 5] = [
     ("zero-copy sends, write", Way::Ring, Way::ReadWrite),
 ];
 
-/// Bytes a second by each of [`WAYS`].
+/// Bytes a second by each of `WAYS`.
 pub type ByWay = [f64; WAYS.len()];
 
 /// What several runs gave.
@@ -244,7 +244,7 @@ impl Ways {
     }
 }
 
-/// A file of `bytes` from tmpfs over loopback into tmpfs, by each of [`WAYS`]. What arrives is compared.
+/// A file of `bytes` from tmpfs over loopback into tmpfs, by each of `WAYS`. What arrives is compared.
 ///
 /// # Errors
 /// When there is no tmpfs, a call fails, or the copy differs.
