@@ -135,7 +135,7 @@ pub(super) fn tune(fd: &impl AsFd, options: &LaneOptions) {
     let half = u32::try_from(options.user_timeout.as_secs() / 2).unwrap_or(u32::MAX).max(1);
     note("TCP_KEEPIDLE", setsockopt(fd, sockopt::TcpKeepIdle, &half));
     note("TCP_KEEPINTVL", setsockopt(fd, sockopt::TcpKeepInterval, &half));
-    note("SO_KEEPALIVE", setsockopt(fd, sockopt::KeepAlive, &true));
+    note("SO_KEEPALIVE", setsockopt(fd, sockopt::KeepAlive, &options.keepalive));
     if let Some(lowat) = options.notsent_lowat_bytes {
         note("TCP_NOTSENT_LOWAT", TcpNotsentLowat.set(fd, &lowat));
     }

@@ -75,6 +75,10 @@ pub struct LaneOptions {
     pub congestion: Option<String>,
     /// TCP_USER_TIMEOUT: how long sent data may stay unacknowledged.
     pub user_timeout: Duration,
+    /// SO_KEEPALIVE at half of that: whether the peer is still there, where it is only listened to. Not for pings, of
+    /// which heartbeats tell more: a connection that is dead one way is a backup's evidence, and must not become dead
+    /// both ways by itself.
+    pub keepalive: bool,
     /// TCP_NOTSENT_LOWAT in bytes; `None`: the system's.
     pub notsent_lowat_bytes: Option<u32>,
     /// SO_MAX_PACING_RATE (REP-308); `None`: unlimited.
@@ -106,6 +110,7 @@ impl LaneOptions {
             dscp_aux: dscp,
             priority,
             congestion: (lane != LaneKind::Ping).then(|| "cubic".into()),
+            keepalive: lane != LaneKind::Ping,
             user_timeout: Duration::from_millis(if lane == LaneKind::Bulk { 10_000 } else { 2_000 }),
             // What is not sent yet waits here, where a later message of more weight passes it.
             notsent_lowat_bytes: match lane {
