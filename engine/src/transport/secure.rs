@@ -529,7 +529,10 @@ fn output_buffered(connection: &mut Connection, plain: &[Shared], close: bool) -
 
 #[cfg(test)]
 mod tests {
+    use std::sync::Arc;
+
     use ringpair_wire::id::MemberId;
+    use rustls::{CipherSuiteCommon, SupportedCipherSuite, Tls13CipherSuite, crypto::CryptoProvider};
 
     use super::*;
     use crate::transport::tests::identity;
@@ -553,7 +556,10 @@ mod tests {
 
     /// Both ends of a lane, shaken hands, with `step` bytes arriving at a time.
     fn ends(lane: LaneKind, step: usize) -> [Secure; 2] {
-        let configs = [MemberId::A, MemberId::B].map(|member| TlsConfigs::new(&identity(0, member)).unwrap());
+        ends_of([MemberId::A, MemberId::B].map(|member| TlsConfigs::new(&identity(0, member)).unwrap()), lane, step)
+    }
+
+    fn ends_of(configs: [TlsConfigs; 2], lane: LaneKind, step: usize) -> [Secure; 2] {
         let mut ends = [Secure::dial(&configs[0], lane).unwrap(), Secure::accept(&configs[1])];
         for _ in 0..4 {
             for (from, to) in [(0, 1), (1, 0)] {
@@ -607,6 +613,50 @@ mod tests {
             }
         }
         assert_eq!(pool.free_count(), 4);
+    }
+
+    /// Cryptography whose keys are used up after so many records; a lane that carries frames reaches the real 2^24 within
+    /// the hour.
+    fn short_lived_keys(records: u64) -> CryptoProvider {
+        let mut provider = rustls::crypto::ring::default_provider();
+        for suite in &mut provider.cipher_suites {
+            if let SupportedCipherSuite::Tls13(own) = suite {
+                let common = CipherSuiteCommon {
+                    suite: own.common.suite,
+                    hash_provider: own.common.hash_provider,
+                    confidentiality_limit: records,
+                };
+                let short = Tls13CipherSuite {
+                    common,
+                    hkdf_provider: own.hkdf_provider,
+                    aead_alg: own.aead_alg,
+                    quic: own.quic,
+                };
+                *suite = SupportedCipherSuite::Tls13(Box::leak(Box::new(short)));
+            }
+        }
+        provider
+    }
+
+    // REQ: OPS-095
+    #[test]
+    fn keys_are_renewed_in_the_middle_of_a_lane_both_ways() {
+        let pool = BufPool::new(4, 64 << 10).unwrap();
+        for lane in LaneKind::ALL {
+            for (step, pool) in [(7, None), (16_405, Some(&pool)), (1 << 20, Some(&pool))] {
+                let configs = [MemberId::A, MemberId::B]
+                    .map(|member| TlsConfigs::with(&identity(0, member), Arc::new(short_lived_keys(20))).unwrap());
+                let mut ends = ends_of(configs, lane, step);
+                for round in 0..100_u8 {
+                    let plain = [Shared::from(vec![round; 20]), Shared::from(vec![round; 40_000])];
+                    for (from, to) in [(0, 1), (1, 0)] {
+                        let mut got = Collected::default();
+                        deliver(&mut ends, from, to, &plain, false, step, &mut got, pool);
+                        assert!(got.plain == plain.concat(), "{lane:?} in steps of {step}, round {round}");
+                    }
+                }
+            }
+        }
     }
 
     #[test]

@@ -43,7 +43,11 @@ pub(super) struct TlsConfigs {
 impl TlsConfigs {
     /// Configurations for this member's keys.
     pub(super) fn new(identity: &Identity) -> Result<Self, Error> {
-        let provider = Arc::new(rustls::crypto::ring::default_provider());
+        Self::with(identity, Arc::new(rustls::crypto::ring::default_provider()))
+    }
+
+    /// The same, by this cryptography.
+    pub(super) fn with(identity: &Identity, provider: Arc<CryptoProvider>) -> Result<Self, Error> {
         let verifier = Arc::new(PeerVerifier::new(identity, &provider)?);
         let chain = vec![identity.certificate.clone()];
         let mut server = ServerConfig::builder_with_provider(provider.clone())
