@@ -529,7 +529,7 @@ fn output_buffered(connection: &mut Connection, plain: &[Shared], close: bool) -
 
 #[cfg(test)]
 mod tests {
-    use std::sync::Arc;
+    use std::{collections::BTreeSet, sync::Arc};
 
     use ringpair_wire::id::MemberId;
     use rustls::{CipherSuiteCommon, SupportedCipherSuite, Tls13CipherSuite, crypto::CryptoProvider};
@@ -582,11 +582,12 @@ mod tests {
         step: usize,
         into: &mut Collected,
         pool: Option<&BufPool>,
-    ) {
+    ) -> usize {
         let records: Vec<u8> = ends[from].output(plain, close, pool).concat();
         for part in records.chunks(step) {
             ends[to].receive(&mut part.to_vec(), into).unwrap();
         }
+        records.len()
     }
 
     #[test]
@@ -647,14 +648,17 @@ mod tests {
                 let configs = [MemberId::A, MemberId::B]
                     .map(|member| TlsConfigs::with(&identity(0, member), Arc::new(short_lived_keys(20))).unwrap());
                 let mut ends = ends_of(configs, lane, step);
+                // How much was sent for the same plaintext, by end.
+                let mut sent = [BTreeSet::new(), BTreeSet::new()];
                 for round in 0..100_u8 {
                     let plain = [Shared::from(vec![round; 20]), Shared::from(vec![round; 40_000])];
                     for (from, to) in [(0, 1), (1, 0)] {
                         let mut got = Collected::default();
-                        deliver(&mut ends, from, to, &plain, false, step, &mut got, pool);
+                        sent[from].insert(deliver(&mut ends, from, to, &plain, false, step, &mut got, pool));
                         assert!(got.plain == plain.concat(), "{lane:?} in steps of {step}, round {round}");
                     }
                 }
+                assert!(sent.iter().all(|sent| sent.len() == 2), "now and then a renewal goes along: {sent:?}");
             }
         }
     }
