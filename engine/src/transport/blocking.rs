@@ -175,7 +175,7 @@ impl BlockingLane {
 
     fn flush(&mut self, deadline: Instant) -> Result<(), DownReason> {
         while self.session.wants_output() {
-            for slice in self.session.output(SEND_BYTES, None) {
+            for slice in self.session.output(SEND_BYTES, None)? {
                 let mut rest = &slice[..];
                 while !rest.is_empty() {
                     self.stream.set_write_timeout(Some(left(deadline)?)).map_err(DownReason::from_io)?;

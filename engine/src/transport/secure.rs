@@ -198,16 +198,23 @@ impl Secure {
         }
     }
 
-    /// Encrypts `plain` behind what waits; `close`: with a farewell at the end.
-    pub(super) fn output(&mut self, plain: &[Shared], close: bool, pool: Option<&BufPool>) -> Vec<Shared> {
+    /// Encrypts `plain` behind what waits; `close`: with a farewell at the end. After an error a part of what was to be
+    /// sent is lost: the session is of no more use.
+    pub(super) fn output(
+        &mut self,
+        plain: &[Shared],
+        close: bool,
+        pool: Option<&BufPool>,
+    ) -> Result<Vec<Shared>, DownReason> {
         if let Kind::Buffered(connection) = &mut self.kind {
-            return output_buffered(connection, plain, close);
+            return Ok(output_buffered(connection, plain, close));
         }
         let mut records = Records { full: Vec::new(), buf: None, pool };
         if !self.out.is_empty() {
             records.full.push(Shared::from(std::mem::take(&mut self.out)));
         }
         let kept = &mut self.kept;
+        let has_word = !records.full.is_empty();
         let written = match &mut self.kind {
             // What the handshake says lies in `out` already.
             Kind::Client(connection) if connection.is_handshaking() => Ok(()),
@@ -216,11 +223,11 @@ impl Secure {
             Kind::Server(connection) => write(&mut ***connection, kept, plain, close, &mut records),
             Kind::Undecided(_) | Kind::Buffered(_) => Ok(()),
         };
-        if let Err(error) = written {
-            // No more may be encrypted by these keys: the peer sees the lane end.
-            tracing::warn!(%error, "TLS refuses to encrypt");
+        match written {
+            // The alert of a session that has failed still leaves; the next call tells of the failure.
+            Err(error) if !has_word => Err(error),
+            _ => Ok(records.finish()),
         }
-        records.finish()
     }
 }
 
@@ -351,7 +358,7 @@ fn write<C: Unbuffered>(
     plain: &[Shared],
     close: bool,
     records: &mut Records<'_>,
-) -> Result<(), EncryptError> {
+) -> Result<(), DownReason> {
     loop {
         let UnbufferedStatus { discard, state } = connection.process(kept);
         let mut written = None;
@@ -369,9 +376,10 @@ fn write<C: Unbuffered>(
                 if close && result.is_ok() {
                     result = records.fill(0, |into| traffic.queue_close_notify(into));
                 }
-                written = Some(result);
+                written = Some(result.map_err(|error| DownReason::Tls(error.to_string())));
             }
-            _ => written = Some(Ok(())),
+            _ if plain.is_empty() => written = Some(Ok(())),
+            _ => written = Some(Err(DownReason::Tls("nothing more can be said in this session".into()))),
         }
         kept.drain(..discard);
         if let Some(result) = written {
@@ -583,7 +591,7 @@ mod tests {
         into: &mut Collected,
         pool: Option<&BufPool>,
     ) -> usize {
-        let records: Vec<u8> = ends[from].output(plain, close, pool).concat();
+        let records: Vec<u8> = ends[from].output(plain, close, pool).unwrap().concat();
         for part in records.chunks(step) {
             ends[to].receive(&mut part.to_vec(), into).unwrap();
         }
@@ -664,15 +672,27 @@ mod tests {
     }
 
     #[test]
+    fn what_cannot_be_said_any_more_is_not_dropped_in_silence() {
+        let mut ends = ends(LaneKind::Ds, 1 << 20);
+        for (from, to) in [(0, 1), (1, 0)] {
+            deliver(&mut ends, from, to, &[], true, 1 << 20, &mut Collected::default(), None);
+        }
+        for end in &mut ends {
+            assert!(end.output(&[Shared::from(vec![1; 10])], false, None).is_err());
+            assert!(end.output(&[], false, None).is_ok_and(|records| records.is_empty()));
+        }
+    }
+
+    #[test]
     fn an_altered_record_ends_the_session_with_an_alert() {
         let mut ends = ends(LaneKind::Bulk, 1 << 20);
-        let mut records = ends[0].output(&[Shared::from(vec![1; 40_000])], false, None).concat();
+        let mut records = ends[0].output(&[Shared::from(vec![1; 40_000])], false, None).unwrap().concat();
         records[20_000] ^= 1;
         let mut got = Collected::default();
         let refused = ends[1].receive(&mut records, &mut got);
         assert!(matches!(refused, Err(DownReason::Tls(_))), "{refused:?}");
         assert!(got.plain == [1; RECORD_BYTES], "only what came before");
-        let mut alert = ends[1].output(&[], false, None).concat();
+        let mut alert = ends[1].output(&[], false, None).unwrap().concat();
         assert!(!alert.is_empty());
         let heard = ends[0].receive(&mut alert, &mut got);
         assert!(matches!(heard, Err(DownReason::RefusedByPeer(_))), "{heard:?}");

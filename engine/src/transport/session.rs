@@ -332,8 +332,11 @@ impl Session {
     }
 
     /// Takes up to about `max_bytes` to send, encrypted into buffers of `pool`; empty if there is nothing.
-    pub(super) fn output(&mut self, max_bytes: usize, pool: Option<&BufPool>) -> Vec<Shared> {
-        let Some(tls) = &mut self.tls else { return self.outgoing.take(max_bytes) };
+    ///
+    /// # Errors
+    /// What was to be sent is lost, and with it the session.
+    pub(super) fn output(&mut self, max_bytes: usize, pool: Option<&BufPool>) -> Result<Vec<Shared>, DownReason> {
+        let Some(tls) = &mut self.tls else { return Ok(self.outgoing.take(max_bytes)) };
         if self.stage == Stage::Handshaking {
             return tls.output(&[], false, pool);
         }

@@ -325,7 +325,7 @@ impl Transport {
 
 /// What the session has to say yet (an alert, a hello with our versions), if the socket takes it at once.
 fn say_last_words(conn: &mut Conn) {
-    for slice in conn.session.output(LAST_WORDS_BYTES, None) {
+    for slice in conn.session.output(LAST_WORDS_BYTES, None).unwrap_or_default() {
         let flags = MsgFlags::MSG_DONTWAIT | MsgFlags::MSG_NOSIGNAL;
         if nix::sys::socket::send(conn.fd.as_raw_fd(), &slice, flags).is_err() {
             break;

@@ -233,7 +233,11 @@ impl Transport {
                 Some(lane) if conn.session.is_open() => self.config.lane(lane).send_bytes,
                 _ => GREETING_SEND_BYTES,
             };
-            slices = conn.session.output(bytes, Some(driver.pool()));
+            match conn.session.output(bytes, Some(driver.pool())) {
+                Ok(output) => slices = output,
+                // The next turn ends the connection.
+                Err(reason) => (conn.send_failed, conn.deadline) = (Some(reason), Some(Instant::now())),
+            }
         }
         if slices.is_empty() {
             return;
