@@ -15,6 +15,7 @@ mod server;
 use std::sync::Arc;
 
 pub use client::{ResyncClient, ResyncCost, Unfinished, WINDOW};
+use index::Changed;
 pub use index::{KeptIndex, ResyncIndex};
 use ringpair_wire::{
     ds::{ContentId, DsPath},
@@ -56,8 +57,9 @@ pub enum ResyncError {
 /// [`divergent`]: Self::divergent
 #[derive(Debug)]
 pub struct Staged {
-    before: TreeSnapshot,
     after: TreeSnapshot,
+    /// What differs from the follower's state, in the order of paths.
+    changed: Vec<Changed>,
     contents: Vec<(ContentId, u64)>,
     cost: ResyncCost,
 }
@@ -72,18 +74,12 @@ pub struct Divergent {
 }
 
 impl Staged {
-    fn new(before: TreeSnapshot, after: TreeSnapshot, cost: ResyncCost) -> Self {
-        let mut contents: Vec<(ContentId, u64)> = after
-            .differences(&before)
-            .filter_map(|difference| match difference {
-                Difference::Added(new) | Difference::Changed { new, .. } => Some(new.contents()),
-                Difference::Removed(_) => None,
-            })
-            .flatten()
-            .collect();
+    fn new(changed: Vec<Changed>, after: TreeSnapshot, cost: ResyncCost) -> Self {
+        let new = changed.iter().filter_map(|(_, new)| new.as_ref());
+        let mut contents: Vec<(ContentId, u64)> = new.flat_map(|entry| entry.contents()).collect();
         contents.sort_unstable();
         contents.dedup();
-        Self { before, after, contents, cost }
+        Self { after, changed, contents, cost }
     }
 
     /// The state to take, at the leader's position.
@@ -106,7 +102,12 @@ impl Staged {
 
     /// What differs, in the order of paths, from the follower's state to the leader's: also what `verify` lists.
     pub fn differences(&self) -> impl Iterator<Item = Difference<'_>> {
-        self.after.differences(&self.before)
+        self.changed.iter().filter_map(|changed| match changed {
+            (Some(old), Some(new)) => Some(Difference::Changed { old, new }),
+            (Some(old), None) => Some(Difference::Removed(old)),
+            (None, Some(new)) => Some(Difference::Added(new)),
+            (None, None) => None,
+        })
     }
 
     /// The follower's objects whose version lies beyond the last position that both histories share, and that this

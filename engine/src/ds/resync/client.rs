@@ -53,14 +53,14 @@ pub struct ResyncCost {
 
 /// What a comparison that was cut has staged: the next one goes on from there, whatever the leader has by then.
 pub struct Unfinished {
-    before: TreeSnapshot,
+    before: ResyncIndex,
     staged: ResyncIndex,
 }
 
 /// The follower's end.
 pub struct ResyncClient {
-    /// The follower's own state.
-    before: TreeSnapshot,
+    /// That of the follower's own state.
+    before: ResyncIndex,
     /// What is compared: that state, or what an earlier comparison made of it.
     index: ResyncIndex,
     staged: TreeSnapshot,
@@ -80,7 +80,7 @@ impl Unfinished {
     /// Whether it was begun with this state.
     #[must_use]
     pub fn is_of(&self, own: &TreeSnapshot) -> bool {
-        self.before.position() == own.position()
+        self.before.snapshot().position() == own.position()
     }
 }
 
@@ -89,7 +89,7 @@ impl ResyncClient {
     #[must_use]
     pub fn new(index: ResyncIndex) -> Self {
         Self {
-            before: index.snapshot().clone(),
+            before: index.clone(),
             staged: index.snapshot().clone(),
             staged_index: index.clone(),
             index,
@@ -205,7 +205,7 @@ impl ResyncClient {
             return Err(ResyncError::Mismatch(format!("digest {digest}, expected {}", root.digest)));
         }
         self.staged.set_position(root.position);
-        Ok(Staged::new(self.before, self.staged, self.cost))
+        Ok(Staged::new(self.staged_index.differences(&self.before), self.staged, self.cost))
     }
 
     /// How many nodes and ranges are noted down.

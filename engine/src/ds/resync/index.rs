@@ -6,6 +6,7 @@
 //! that bringing one forward costs what differs. Never: a change of a node that another index shares.
 
 use std::{
+    cmp::Ordering,
     slice,
     sync::{Arc, Mutex, OnceLock, PoisonError},
     vec,
@@ -216,6 +217,47 @@ fn minus(a: Summary, b: Summary) -> Summary {
     Summary { count: a.count.wrapping_sub(b.count), sum: a.sum.wrapping_sub(b.sum) }
 }
 
+/// An object before and after: one of them, or both where they differ.
+pub(super) type Changed = (Option<Arc<Entry>>, Option<Arc<Entry>>);
+
+/// Appends what differs from one node to another of the same digits; what they share is not looked at.
+fn differences(before: Option<&Arc<Node>>, after: Option<&Arc<Node>>, changed: &mut Vec<Changed>) {
+    match (before, after) {
+        (None, None) => {}
+        (Some(before), Some(after)) if Arc::ptr_eq(before, after) => {}
+        (Some(before), Some(after)) => match (&before.kind, &after.kind) {
+            (Kind::Branch(before), Kind::Branch(after)) => {
+                for (before, after) in before.iter().zip(after.iter()) {
+                    differences(before.as_ref(), after.as_ref(), changed);
+                }
+            }
+            _ => merge(Range::all(before), Range::all(after), changed),
+        },
+        (Some(before), None) => changed.extend(Range::all(before).map(|place| (Some(Arc::clone(&place.entry)), None))),
+        (None, Some(after)) => changed.extend(Range::all(after).map(|place| (None, Some(Arc::clone(&place.entry))))),
+    }
+}
+
+/// Appends what differs between places in their order.
+fn merge(before: Range<'_>, after: Range<'_>, changed: &mut Vec<Changed>) {
+    let (mut before, mut after) = (before.peekable(), after.peekable());
+    let entry = |place: &Place| Some(Arc::clone(&place.entry));
+    loop {
+        let order = match (before.peek(), after.peek()) {
+            (Some(old), Some(new)) => old.order().cmp(&new.order()),
+            (Some(_), None) => Ordering::Less,
+            (None, Some(_)) => Ordering::Greater,
+            (None, None) => return,
+        };
+        let old = before.next_if(|_| order.is_le());
+        let new = after.next_if(|_| order.is_ge());
+        let same = old.zip(new).is_some_and(|(old, new)| Arc::ptr_eq(&old.entry, &new.entry) || old.entry == new.entry);
+        if !same {
+            changed.push((old.and_then(entry), new.and_then(entry)));
+        }
+    }
+}
+
 /// Places in the order of hashes, then of paths.
 pub(super) struct Range<'a> {
     /// What is still to be gone through, the next on top.
@@ -322,6 +364,15 @@ impl ResyncIndex {
     #[must_use]
     pub fn digest(&self) -> Digest {
         Digest(*self.root.digest())
+    }
+
+    /// What differs from `older`, in the order of paths. Costs what differs where one of them came from the other.
+    pub(super) fn differences(&self, older: &Self) -> Vec<Changed> {
+        let mut changed = Vec::new();
+        differences(Some(&older.root), Some(&self.root), &mut changed);
+        let entry = |(old, new): &Changed| new.as_ref().or(old.as_ref()).map(|entry| entry.path.shared_key());
+        changed.sort_by_cached_key(entry);
+        changed
     }
 
     /// Puts an object in its place; of which snapshot it then is the index, the caller knows.
@@ -450,6 +501,34 @@ mod tests {
         for at in [0, 1, 100, 4000, 8999] {
             assert_eq!(full.range(hashes[at], hashes[at + 1]).count(), 2);
             assert_eq!(full.range(hashes[at] + 1, u64::MAX).count(), hashes.len() - at - 1);
+        }
+    }
+
+    proptest! {
+        // REQ: REP-006
+        #[test]
+        fn indexes_differ_as_their_snapshots_do(first in any_changes(40), second in any_changes(12), many in 0..1200_u64) {
+            let mut before = TreeSnapshot::default();
+            for n in 0..many {
+                before.apply(&put(&format!("/o/{n} x=1")), version(n + 1));
+            }
+            apply_all(&mut before, &first, 2_000);
+            let mut after = before.clone();
+            apply_all(&mut after, &second, 3_000);
+            for n in (0..many).step_by(97) {
+                after.apply(&Change::Remove { path: path(&format!("/o/{n}")) }, version(4_000));
+            }
+            let expected: Vec<Changed> = after
+                .differences(&before)
+                .map(|difference| match difference {
+                    Difference::Added(new) => (None, Some(Arc::clone(new))),
+                    Difference::Changed { old, new } => (Some(Arc::clone(old)), Some(Arc::clone(new))),
+                    Difference::Removed(old) => (Some(Arc::clone(old)), None),
+                })
+                .collect();
+            let old = ResyncIndex::build(&before);
+            prop_assert_eq!(&old.clone().forward(&after).differences(&old), &expected, "one from the other");
+            prop_assert_eq!(&ResyncIndex::build(&after).differences(&old), &expected, "or each by itself");
         }
     }
 
