@@ -3,7 +3,10 @@
 use proptest::prelude::*;
 
 use super::*;
-use crate::testing::{golden, golden_bytes};
+use crate::{
+    id::{Epoch, Seq, Version},
+    testing::{golden, golden_bytes},
+};
 
 const OURS: VersionRange = VersionRange { min: 2, max: 4 };
 

@@ -23,10 +23,10 @@ mod publish;
 mod receive;
 mod report;
 mod requests;
-mod spin;
 mod storage;
 mod supervised;
 mod verify;
+mod wait;
 mod writes;
 
 use std::{
@@ -221,7 +221,7 @@ pub struct Stream {
     storage_failed: Option<String>,
     drain: Option<usize>,
     exit: Option<Ending>,
-    spin: spin::Spin,
+    spin: wait::Spin,
     completions: Vec<Completion>,
     journal_events: Vec<JournalEvent>,
     /// When the next segment of the journal was tried last.
@@ -302,7 +302,7 @@ impl Stream {
             storage_failed: None,
             drain: None,
             exit: None,
-            spin: spin::Spin::default(),
+            spin: wait::Spin::default(),
             completions: Vec::new(),
             journal_events: Vec::new(),
             journal_tried: Instant(0),
@@ -429,61 +429,6 @@ impl Stream {
             );
         }
         Ok(())
-    }
-
-    /// Submits what is queued and waits for something to do: looks for a moment where that is likely to do, then sleeps.
-    fn wait_for(&mut self, completions: &mut Vec<Completion>) -> io::Result<()> {
-        let wait = self.wait();
-        let began = StdInstant::now();
-        if let Some(limit) = self.spin.limit(wait) {
-            while began.elapsed() < limit {
-                if self.driver.turn(Some(Duration::ZERO), completions)?.is_something() {
-                    self.spin.waited(began.elapsed());
-                    return Ok(());
-                }
-                std::thread::yield_now();
-            }
-        }
-        self.driver.turn(wait.map(|wait| wait.saturating_sub(began.elapsed())), completions)?;
-        if wait != Some(Duration::ZERO) {
-            self.spin.waited(began.elapsed());
-        }
-        Ok(())
-    }
-
-    /// How long the driver may wait.
-    fn wait(&mut self) -> Option<Duration> {
-        if self.has_work() {
-            return Some(Duration::ZERO);
-        }
-        let (now, std_now) = (now(), StdInstant::now());
-        let until = |at: Instant| at.since(now);
-        [
-            self.node.next_timeout().map(until),
-            self.lanes.next_timeout(self.dials_ds()).map(until),
-            self.transport.next_timeout(std_now),
-            self.writes.next_timeout(std_now),
-            self.linger.next_timeout(std_now),
-            self.native.next_timeout(std_now),
-            self.pending.next_timeout(std_now),
-            self.verifier.next_timeout(std_now),
-            // The supervisor must hear of a turn every H.
-            Some(until(self.last_turn_told.plus(self.core.heartbeat))),
-        ]
-        .into_iter()
-        .flatten()
-        .min()
-    }
-
-    /// Whether a turn has something to do without any completion.
-    fn has_work(&self) -> bool {
-        self.drain.is_some()
-            || self.has_long_work()
-            || (self.long.is_none() && !self.held.is_empty())
-            || !self.requests.is_empty()
-            || self.native.has_work()
-            || self.journal.has_news()
-            || self.applier.can_apply(self.applicable())
     }
 
     /// Through which record the applier may go: a backup applies what is written.
